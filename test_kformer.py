@@ -1,0 +1,707 @@
+"""What must hold, in the order of the files: kformer.py, load_weights.py, data/, train.py.
+
+    python -m pytest                     all of it, in well under a minute
+    python -m pytest -k widened          one thing, by a word of its name
+
+Nothing here needs a network, a GPU or a download. Small models with random weights will do, since
+what is tested holds for any weights.
+"""
+
+import itertools
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, gelu
+
+import train
+from data import make_toy
+from kformer import (
+    FFN,
+    Kformer,
+    KformerConfig,
+    KformerForMultipleChoice,
+    SelfAttention,
+    append_facts,
+    mean_embedding,
+    nearest_facts,
+)
+from load_weights import WordPiece, load_pretrained, load_tokenizer, save_pretrained
+
+torch.set_num_threads(1)  # the models are too small to be shared out
+HERE = Path(__file__).resolve().parent
+TINY = KformerConfig(
+    vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24,
+    max_position_embeddings=64, type_vocab_size=3, sep_token_id=3,
+)  # fmt: skip
+B, C, T, N, L, D = 3, 2, 7, 4, 5, TINY.hidden_size
+
+
+def tiny(inject: str, **fields: object) -> KformerForMultipleChoice:
+    """A tiny model in evaluation mode, the same weights at every call; double precision, so that
+    a difference of 1e-9 is a fault and not rounding.
+    """
+    torch.manual_seed(0)
+    model = KformerForMultipleChoice(replace(TINY, inject=inject, **fields)).eval()
+    for name, parameter in model.named_parameters():  # away from the tidy start, biases too
+        parameter.data.normal_(std=0.3)
+        if name.endswith("norm.weight"):
+            parameter.data += 1
+    return model.double()
+
+
+def tokens(*shape: int, lengths: Tensor | None = None, seed: int = 1) -> Tensor:
+    """Random ids above the special ones, in the last dimension padded behind `lengths`."""
+    ids = torch.randint(5, 50, shape, generator=torch.Generator().manual_seed(seed))
+    if lengths is not None:
+        ids[torch.arange(shape[-1]).expand(shape) >= lengths.unsqueeze(-1)] = TINY.pad_token_id
+    return ids
+
+
+def padded_batch() -> tuple[Tensor, Tensor]:
+    """Questions (B, C, T) and facts (B, N, L), both with padding; the last question has 2 facts."""
+    questions = tokens(B, C, T, lengths=torch.tensor([[7, 4], [5, 7], [3, 6]]))
+    lengths = torch.tensor([[5, 1, 3, 2], [2, 4, 5, 1], [3, 2, 0, 0]])
+    return questions, tokens(B, N, L, lengths=lengths, seed=2)
+
+
+def full_batch() -> tuple[Tensor, Tensor]:
+    """The same without any padding."""
+    return tokens(B, C, T), tokens(B, N, L, seed=2)
+
+
+def biggest_change(a: Tensor, b: Tensor) -> float:
+    return (a - b).abs().max().item()
+
+
+# ---------------------------------------------------------------------------- kformer.py: FFN
+
+
+def test_ffn_injection_is_an_ordinary_ffn_that_was_widened() -> None:
+    """The paper's claim: gelu(x W1 + b1) W2 + b2 + gelu(x Kᵀ) V is one FFN with M + N neurons."""
+    torch.manual_seed(0)
+    ffn, x = FFN(TINY), torch.randn(B, T, D)
+    K, V = torch.randn(B, N, D), torch.randn(B, N, D)
+    for row in range(B):
+        W1 = torch.cat([ffn.W1.weight.T, K[row].T], dim=1)  # (D, M + N): the columns of Kᵀ
+        b1 = torch.cat([ffn.W1.bias, torch.zeros(N)])  # (M + N): zeros
+        W2 = torch.cat([ffn.W2.weight.T, V[row]], dim=0)  # (M + N, D): the rows of V
+        widened = gelu(x[row] @ W1 + b1) @ W2 + ffn.W2.bias
+        injected = ffn(x[row], (K[row], V[row], torch.ones(N, dtype=torch.bool)))
+        assert biggest_change(injected, widened) < 1e-5
+
+
+def test_fact_scores_of_the_ffn_are_its_activations() -> None:
+    model = tiny("ffn", inject_layers=(1,))
+    questions, facts = padded_batch()
+    model(questions, fact_ids=facts)
+    scores = model.encoder.layer[1].ffn.fact_scores
+    assert scores.shape == (B, C, T, N)
+    assert (scores[-1, ..., 2:] == 0).all(), "an empty slot fired"
+    assert scores[:-1].amax(2).all(), "a fact fired nowhere"
+    model(questions)
+    assert model.encoder.layer[1].ffn.fact_scores is None, "scores of an earlier batch were left"
+
+
+# ---------------------------------------------------------------------- kformer.py: attention
+
+
+def attention_in_loops(
+    layer: SelfAttention, x: Tensor, mask: Tensor, K: Tensor, V: Tensor, real: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The specification: for one row, K and V stand in front of the keys and values, and each
+    token takes the softmax over both. Returns the output (T, D) and the shares of the facts (T, N).
+    """
+    q, k, v = layer.query(x), layer.key(x), layer.value(x)
+    keys, values = torch.cat([K, k]), torch.cat([V, v])
+    seen = torch.cat([real, mask]).tolist()
+    out, shares = torch.zeros_like(q), torch.zeros(len(x), len(K))
+    size = D // layer.num_heads
+    for head, t in itertools.product(range(layer.num_heads), range(len(x))):
+        part = slice(head * size, (head + 1) * size)
+        weights = [
+            math.exp(q[t, part] @ keys[s, part] / math.sqrt(size)) if seen[s] else 0.0
+            for s in range(len(keys))
+        ]
+        for s, weight in enumerate(weights):
+            out[t, part] += weight / sum(weights) * values[s, part]
+            if s < len(K):
+                shares[t, s] += weight / sum(weights) / layer.num_heads
+    return layer.output(out), shares
+
+
+@torch.no_grad()
+def test_attention_with_a_prefix_equals_plain_loops() -> None:
+    torch.manual_seed(0)
+    layer, x = SelfAttention(TINY).eval(), torch.randn(B, T, D)
+    K, V = torch.randn(B, N, D), torch.randn(B, N, D)
+    mask = torch.arange(T) < torch.tensor([[7], [4], [1]])
+    real = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 1], [0, 0, 0, 0]]).bool()
+    out = layer(x, mask, (K, V, real))
+    for row in range(B):
+        expected, shares = attention_in_loops(layer, x[row], mask[row], K[row], V[row], real[row])
+        assert biggest_change(out[row], expected) < 1e-5
+        assert biggest_change(layer.fact_scores[row], shares) < 1e-6
+
+
+# -------------------------------------------------------------------------- kformer.py: facts
+
+
+def test_a_fact_is_the_mean_of_its_words_and_padding_is_none() -> None:
+    table = nn.Embedding(50, D)
+    ids = torch.tensor([[7, 8, 8, 0, 0], [0, 0, 0, 0, 0]])
+    mean = mean_embedding(table, ids, ids != 0)
+    assert biggest_change(mean[0], (table.weight[7] + 2 * table.weight[8]) / 3) < 1e-6
+    assert (mean[1] == 0).all(), "the mean of an empty slot must be 0, not 0/0"
+
+
+def nearest_in_loops(fact_ids: list, table: Tensor, question: Tensor, num_facts: int) -> list:
+    """The specification for one row: the best, of equals the first ones, in their old order."""
+    ranked = []
+    for place, fact in enumerate(fact_ids):
+        words = [table[i] for i in fact if i != TINY.pad_token_id]
+        relevance = (sum(words) / len(words) @ question).item() if words else -math.inf
+        ranked.append((-relevance, place))
+    return [fact_ids[place] for place in sorted(place for _, place in sorted(ranked)[:num_facts])]
+
+
+@pytest.mark.parametrize("num_facts", [1, 3, 6])
+def test_the_nearest_facts_are_kept(num_facts: int) -> None:
+    """Whole numbers in the table make exact ties; one candidate is there twice, one is empty."""
+    whole = torch.randint(-2, 3, (50, D), generator=torch.Generator().manual_seed(3))
+    table = nn.Embedding.from_pretrained(whole.float())
+    facts = tokens(B, 8, 4, lengths=torch.tensor([4, 2, 4, 1, 2, 4, 1, 2]).expand(B, 8))
+    facts[:, 5], facts[:, 2] = facts[:, 0], 0
+    question = torch.randint(-2, 3, (B, D), generator=torch.Generator().manual_seed(4)).float()
+    kept = nearest_facts(facts, table, question, replace(TINY, num_facts=num_facts))
+    for row in range(B):
+        expected = nearest_in_loops(facts[row].tolist(), table.weight, question[row], num_facts)
+        assert kept[row].tolist() == expected
+
+
+@pytest.mark.parametrize("inject", ["concat", "attention", "ffn"])
+def test_more_candidates_than_num_facts_are_chosen_from(inject: str) -> None:
+    """Each choice keeps its own nearest; fewer candidates than num_facts are all kept."""
+    questions, _ = padded_batch()
+    facts = tokens(B, 6, L, seed=5)
+    model = tiny(inject, num_facts=2)
+    words = model.embeddings.word_embeddings
+    table = model.fact_embeddings if inject != "concat" else words
+    query = mean_embedding(words, questions, questions != 0)
+    kept = nearest_facts(facts.unsqueeze(1), table, query, model.config)
+    assert kept.shape == (B, C, 2, L)
+    assert biggest_change(model(questions, fact_ids=facts), model(questions, fact_ids=kept)) < 1e-9
+    all_kept = tiny(inject, num_facts=6)(questions, fact_ids=facts)
+    assert torch.equal(all_kept, tiny(inject, num_facts=9)(questions, fact_ids=facts))
+    assert biggest_change(model(questions, fact_ids=facts), all_kept) > 1e-6
+
+
+def test_concat_appends_the_facts_and_moves_padding_behind() -> None:
+    ids = torch.tensor([[2, 10, 3, 11, 3, 0], [2, 12, 13, 3, 14, 3]])
+    facts = torch.tensor([[[20, 21, 0], [22, 0, 0]], [[0, 0, 0], [0, 0, 0]]])
+    segments = torch.tensor([[0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 1, 1]])
+    ids, mask, segments = append_facts(ids, ids != 0, segments, facts, TINY)
+    assert ids.tolist() == [
+        [2, 10, 3, 11, 3, 20, 21, 22, 3],
+        [2, 12, 13, 3, 14, 3, 0, 0, 0],
+    ]
+    assert mask.tolist() == [[True] * 9, [True] * 6 + [False] * 3]
+    assert segments[0].tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 2]
+    assert segments[1, :6].tolist() == [0, 0, 0, 0, 1, 1]
+
+
+def test_concat_cuts_what_does_not_fit() -> None:
+    questions, facts = padded_batch()
+    model = tiny("concat", max_position_embeddings=12)
+    assert model(questions, fact_ids=facts).isfinite().all()
+    with pytest.raises(ValueError, match="max_position_embeddings 12"):
+        model(tokens(B, C, 13))
+
+
+# ------------------------------------------------------------------ kformer.py: the whole model
+
+
+@pytest.mark.parametrize("inject", ["attention", "ffn"])
+@pytest.mark.parametrize("model_type", ["bert", "roberta"])
+def test_without_facts_it_is_the_plain_encoder_bit_for_bit(inject: str, model_type: str) -> None:
+    model, plain = tiny(inject, model_type=model_type), tiny("none", model_type=model_type)
+    plain.load_state_dict(model.state_dict(), strict=False)
+    questions, facts = padded_batch()
+    expected = plain(questions)
+    assert torch.equal(model(questions), expected), "no facts"
+    assert torch.equal(model(questions, fact_ids=torch.zeros_like(facts)), expected), "empty slots"
+    assert torch.equal(model(questions, fact_ids=facts[:, :0]), expected), "a list of no facts"
+    facts[1] = 0
+    mixed = model(questions, fact_ids=facts)
+    assert torch.equal(mixed[1], expected[1]), "empty slots beside another question's facts"
+    assert (mixed[0] != expected[0]).all()
+
+
+def depends_on_its_own_alone(model: nn.Module) -> None:
+    """Asserts that neither other questions nor more padding change a question's scores."""
+    for questions, facts in (padded_batch(), full_batch()):
+        scores = model(questions, fact_ids=facts)
+        others = facts.clone()
+        others[1:] = tokens(B - 1, N, L, seed=9)
+        change = biggest_change(model(questions, fact_ids=others)[0], scores[0])
+        assert change < 1e-9, f"another question's facts changed a score by {change:.1e}"
+        change = biggest_change(model(questions[:1], fact_ids=facts[:1]), scores[:1])
+        assert change < 1e-9, f"being alone in the batch changed a score by {change:.1e}"
+
+        more_tokens = torch.cat([questions, torch.zeros(B, C, 3).long()], -1)
+        more_words = torch.cat([facts, torch.zeros(B, N, 2).long()], -1)
+        more_slots = torch.cat([facts, torch.zeros(B, 1, L).long()], -2)
+        for what, q, f in (
+            ("question", more_tokens, facts),
+            ("fact", questions, more_words),
+            ("list of facts", questions, more_slots),
+        ):
+            change = biggest_change(model(q, fact_ids=f), scores)
+            assert change < 1e-9, f"padding behind the {what} changed a score by {change:.1e}"
+
+
+def every_fact_counts(model: nn.Module) -> None:
+    """Asserts that changing any one fact that isn't empty changes its question's scores."""
+    for padding, (questions, facts) in ((True, padded_batch()), (False, full_batch())):
+        scores = model(questions, fact_ids=facts)
+        for row, n in facts.any(-1).nonzero().tolist():
+            changed = facts.clone()
+            changed[row, n, 0] = 5 + (changed[row, n, 0] - 4) % 45
+            change = biggest_change(model(questions, fact_ids=changed)[row], scores[row])
+            assert change > 1e-6, f"fact {n} of question {row} doesn't count, {padding=}"
+
+
+@pytest.mark.parametrize("inject", ["none", "concat", "attention", "ffn"])
+@pytest.mark.parametrize("model_type", ["bert", "roberta"])
+def test_scores_depend_on_the_own_question_and_facts_alone(inject: str, model_type: str) -> None:
+    depends_on_its_own_alone(tiny(inject, model_type=model_type))
+
+
+@pytest.mark.parametrize("inject", ["attention", "ffn"])
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_every_fact_counts_in_every_layer(inject: str, layer: int) -> None:
+    every_fact_counts(tiny(inject, inject_layers=(layer,)))
+
+
+def test_every_fact_counts_in_concat() -> None:
+    every_fact_counts(tiny("concat"))
+
+
+class ReleasedAttention(nn.Module):
+    """The prefix as the release has it, put back in front of our own keys and values.
+
+    multihead_attention.py prepends ones to a mask in which one means "ignore", and reshapes facts
+    (B, N, D) as if they were (N, B, D). Only where no row has padding is there no mask.
+    """
+
+    def __init__(self, ours: SelfAttention) -> None:
+        super().__init__()
+        self.ours, self.num_heads = ours, ours.num_heads
+
+    def forward(self, x: Tensor, mask: Tensor, prefix: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        (K, V, _), ours = prefix, self.ours
+        rows = x.flatten(0, -3)  # (B C, T, D)
+        K, V = (f.expand(*x.shape[:-2], -1, -1).flatten(0, -3) for f in (K, V))  # (B C, N, D)
+        K, V = (f.reshape(f.shape[1], f.shape[0], D).transpose(0, 1) for f in (K, V))
+        keys = ours.heads(torch.cat([K, ours.key(rows)], 1))
+        values = ours.heads(torch.cat([V, ours.value(rows)], 1))
+        q = ours.heads(ours.query(rows))
+        scores = q @ keys.mT / math.sqrt(q.shape[-1])
+        if not mask.all():
+            ones = torch.ones(len(rows), K.shape[1], dtype=torch.bool)
+            ignore = torch.cat([ones, ~mask.flatten(0, -2)], 1)
+            scores = scores.masked_fill(ignore[:, None, None], -math.inf)
+        out = scores.softmax(-1) @ values
+        return ours.output(out.transpose(-3, -2).flatten(-2)).view_as(x)
+
+
+def test_the_released_attention_baseline_fails_these_checks() -> None:
+    model = tiny("attention", inject_layers=(2,))
+    model.encoder.layer[2].attention = ReleasedAttention(model.encoder.layer[2].attention)
+    with pytest.raises(AssertionError, match="another question's facts changed a score"):
+        depends_on_its_own_alone(model)  # without padding they leak in
+    with pytest.raises(AssertionError, match="doesn't count, padding=True"):
+        every_fact_counts(model)  # with padding anywhere no fact is seen at all
+    questions, facts = padded_batch()
+    others = tokens(B, N, L, seed=9)
+    assert torch.equal(model(questions, fact_ids=facts), model(questions, fact_ids=others))
+
+
+@pytest.mark.parametrize("inject", ["attention", "ffn"])
+def test_the_order_of_the_facts_does_not_matter(inject: str) -> None:
+    model, (questions, facts) = tiny(inject), padded_batch()
+    scores = model(questions, fact_ids=facts)
+    for order in ([3, 2, 1, 0], [1, 3, 0, 2]):
+        assert biggest_change(model(questions, fact_ids=facts[:, order]), scores) < 1e-9
+
+
+@pytest.mark.parametrize("inject", ["concat", "attention", "ffn"])
+def test_shared_facts_equal_the_same_facts_for_each_choice(inject: str) -> None:
+    model, (questions, facts) = tiny(inject), padded_batch()
+    repeated = facts.unsqueeze(1).expand(B, C, N, L)
+    shared = model(questions, fact_ids=facts)
+    assert biggest_change(shared, model(questions, fact_ids=repeated)) < 1e-9
+    own = repeated.clone()
+    own[:, 1] = tokens(B, N, L, seed=9)
+    change = (model(questions, fact_ids=own) - shared).abs()
+    assert change[:, 0].max() < 1e-9, "choice 0 kept its facts"
+    assert change[:, 1].min() > 1e-5, "choice 1 got others"
+
+
+@pytest.mark.parametrize("inject", ["attention", "ffn"])
+def test_gradients_reach_the_facts_and_their_projections(inject: str) -> None:
+    model, (questions, facts) = tiny(inject, inject_layers=(0, 2)), padded_batch()
+    cross_entropy(model(questions, fact_ids=facts), torch.tensor([0, 1, 1])).backward()
+    for layer in (0, 2):
+        for name in ("Wk.weight", "Wk.bias", "Wv.weight", "Wv.bias"):
+            gradient = model.encoder.layer[layer].get_parameter(name).grad
+            assert gradient is not None, f"layer {layer}, {name}"
+            assert gradient.any(), f"layer {layer}, {name}"
+    used = model.fact_embeddings.weight.grad.any(-1)
+    expected = torch.zeros_like(used)
+    expected[facts[facts != 0]] = True
+    assert torch.equal(used, expected), "exactly the words of the facts get a gradient"
+
+
+@pytest.mark.parametrize("inject", ["none", "concat", "attention", "ffn"])
+def test_gradcheck(inject: str) -> None:
+    """Analytic against numeric gradients in double precision, through the whole model."""
+    sizes = {"hidden_size": 4, "num_hidden_layers": 2, "intermediate_size": 3}
+    model = tiny(inject, inject_layers=(0, 1), **sizes)
+    questions, facts = tokens(1, 2, 3), tokens(1, 2, 2, seed=2)
+    names = [name for name, _ in model.named_parameters() if "position" not in name]
+    names = [name for name in names if name != "embeddings.token_type_embeddings.weight"]
+
+    def scores(*values: Tensor) -> Tensor:
+        parameters = dict(zip(names, values, strict=True))
+        return torch.func.functional_call(model, parameters, (questions, None, None, facts))
+
+    values = [model.get_parameter(name).detach().requires_grad_() for name in names]
+    assert torch.autograd.gradcheck(scores, values, fast_mode=True)
+
+
+def test_fact_embeddings_start_as_a_copy_with_a_life_of_its_own() -> None:
+    model = Kformer(replace(TINY, inject="ffn"))
+    words, facts = model.embeddings.word_embeddings.weight, model.fact_embeddings.weight
+    assert torch.equal(words, facts)
+    assert words.data_ptr() != facts.data_ptr()
+
+
+def test_roberta_counts_positions_behind_the_padding_id() -> None:
+    embeddings = Kformer(replace(TINY, model_type="roberta", pad_token_id=1)).embeddings
+    ids = torch.tensor([[10, 11, 12, 1, 1]])
+    assert embeddings.positions(ids).tolist() == [[2, 3, 4, 1, 1]]
+    embeddings = Kformer(TINY).embeddings
+    assert embeddings.positions(ids).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"inject": "fnn"}, 'inject is "fnn"'),
+        ({"model_type": "gpt2"}, 'model_type is "gpt2"'),
+        ({"num_attention_heads": 5}, "num_attention_heads 5"),
+        ({"inject_layers": (1, 3)}, "between 0 and 2"),
+        ({"num_facts": 0}, "num_facts is 0"),
+    ],
+)
+def test_a_config_that_cannot_work_says_why(fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(TINY, **fields)
+
+
+def test_default_layers_are_the_top_ones() -> None:
+    for layers, expected in ((1, (0,)), (2, (1,)), (3, (1, 2)), (12, (9, 10, 11))):
+        assert KformerConfig(num_hidden_layers=layers).inject_layers == expected
+
+
+def test_facts_of_a_wrong_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"fact_ids \(3, 5\) must have one dimension more"):
+        Kformer(replace(TINY, inject="ffn"))(tokens(B, T), fact_ids=tokens(B, L))
+
+
+# ------------------------------------------------------------------------------ load_weights.py
+
+
+@pytest.mark.parametrize("inject", ["none", "concat", "attention", "ffn"])
+def test_what_is_saved_is_loaded_bit_for_bit(inject: str, tmp_path: Path) -> None:
+    tokenizer, (questions, facts) = load_tokenizer(HERE / "data" / "toy"), padded_batch()
+    model = tiny(inject).float()
+    save_pretrained(model, tokenizer, tmp_path)
+    loaded, again = load_pretrained(tmp_path)
+    assert loaded.config == model.config
+    assert again.vocab == tokenizer.vocab
+    assert torch.equal(loaded(questions, fact_ids=facts), model(questions, fact_ids=facts))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "config.json", "model.safetensors", "vocab.txt",
+    ]  # fmt: skip
+
+
+def test_facts_injected_into_a_plain_checkpoint_start_from_its_words(tmp_path: Path) -> None:
+    plain = tiny("none").float()
+    save_pretrained(plain, load_tokenizer(HERE / "data" / "toy"), tmp_path)
+    model, _ = load_pretrained(tmp_path, inject="ffn")
+    assert torch.equal(model.fact_embeddings.weight, plain.embeddings.word_embeddings.weight)
+    questions, _ = padded_batch()
+    assert torch.equal(model(questions), plain(questions))
+
+
+def test_wordpiece_cleans_splits_and_takes_the_longest_piece() -> None:
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "un", "##happi", "##ly", "##h", "cafe", "!", "犬"]
+    encode = WordPiece(vocab).encode
+    assert encode("Unhappily") == [4, 5, 6]
+    assert encode("CAFÉ!\tcafe\u200b犬") == [8, 9, 8, 10]
+    assert encode("unhappy café" + "!" * 2) == [1, 8, 9, 9]
+    assert encode("cafe" * 26) == [1], "over 100 characters"
+    assert WordPiece(vocab).decode([4, 5, 6, 9]) == "unhappily !"
+    assert WordPiece(vocab, lower=False).encode("Cafe cafe") == [1, 8]
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json: not JSON"),
+        (lambda f: (f / "vocab.txt").write_text("a\nb\n"), r"vocab.txt: \[PAD\] is missing"),
+        (lambda f: (f / "model.safetensors").unlink(), "model.safetensors: no such file"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"no"), "model.safetensors: not a read"),
+    ],
+)
+def test_a_broken_checkpoint_names_the_file(break_it: object, message: str, tmp_path: Path) -> None:
+    save_pretrained(tiny("none"), load_tokenizer(HERE / "data" / "toy"), tmp_path)
+    break_it(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        load_pretrained(tmp_path)
+
+
+def test_a_tensor_of_another_shape_is_named_with_both_shapes(tmp_path: Path) -> None:
+    save_pretrained(tiny("none"), load_tokenizer(HERE / "data" / "toy"), tmp_path)
+    with pytest.raises(ValueError, match=r"W1.weight has shape \(24, 16\).* \(25, 16\)"):
+        load_pretrained(tmp_path, intermediate_size=25)
+
+
+# ---------------------------------------------------------------------------------------- data/
+
+
+@pytest.fixture(scope="module")
+def toy() -> dict[str, list[train.Question]]:
+    return {s: train.read_questions(HERE / "data/toy" / f"{s}.jsonl") for s in make_toy.SIZES}
+
+
+def test_the_toy_world_is_what_its_generator_writes(tmp_path: Path) -> None:
+    make_toy.write_world(tmp_path)
+    for written in sorted(tmp_path.iterdir()):
+        committed = HERE / "data" / "toy" / written.name
+        assert written.read_bytes() == committed.read_bytes(), f"data/toy/{written.name}"
+
+
+@pytest.mark.parametrize("level", make_toy.LEVELS)
+def test_every_word_of_every_level_is_in_the_vocabulary(level: str) -> None:
+    tokenizer = load_tokenizer(HERE / "data" / "toy")
+    for split, rng in ((split, random.Random(0)) for split in make_toy.SIZES):
+        for _ in range(300):
+            line = json.dumps(make_toy.make_question(rng, split, level))
+            question = train.parse_question(line)
+            for text in (question.question, *question.choices, *question.facts):
+                assert tokenizer.unk_token_id not in tokenizer.encode(text), text
+
+
+def triple(fact: str) -> tuple[str, str, str]:
+    """Mira's school is in Norwick. -> Mira, school, Norwick"""
+    words = fact.removesuffix(".").split()
+    return words[0].removesuffix("'s"), words[1], words[-1]
+
+
+def test_each_question_is_two_people_by_two_relations(toy: dict) -> None:
+    """The right fact differs from the others in person, in relation, in both; each has a choice."""
+    for question in toy["valid"] + toy["test"]:
+        facts = [triple(fact) for fact in question.facts]
+        assert sorted(value for _, _, value in facts) == sorted(question.choices)
+        asked = [f for f in facts if f[0] in question.question and f[1] in question.question]
+        assert [value for _, _, value in asked] == [question.choices[question.answer]]
+        shared = sorted((f[0] == asked[0][0]) + (f[1] == asked[0][1]) for f in facts)
+        assert shared == [0, 1, 1, 2]
+
+
+def test_people_and_values_are_known_but_not_together(toy: dict) -> None:
+    pairs = {
+        split: {(who, value) for q in questions for who, _, value in map(triple, q.facts)}
+        for split, questions in toy.items()
+    }
+    for split in ("valid", "test"):
+        assert not pairs[split] & pairs["train"]
+        for place in (0, 1):
+            assert {p[place] for p in pairs[split]} <= {p[place] for p in pairs["train"]}
+
+
+def test_without_facts_nothing_tells_the_choices_apart(toy: dict) -> None:
+    """A table of how often each word pair was right in training does no better than chance."""
+    right, seen = {}, {}
+    for q in toy["train"]:
+        for i, choice in enumerate(q.choices):
+            for clue in (*q.question.split(), f"place {i}"):
+                seen[clue, choice] = seen.get((clue, choice), 0) + 1
+                right[clue, choice] = right.get((clue, choice), 0) + (i == q.answer)
+    hits = 0
+    for q in toy["test"]:
+        scores = [
+            sum(right.get(c, 0) / seen.get(c, 1) for c in ((w, choice) for w in q.question.split()))
+            for choice in q.choices
+        ]
+        hits += scores.index(max(scores)) == q.answer
+    for split in toy:
+        for place in range(4):
+            share = sum(q.answer == place for q in toy[split]) / len(toy[split])
+            assert abs(share - 0.25) < 4 * math.sqrt(0.25 * 0.75 / len(toy[split]))
+    assert abs(hits / len(toy["test"]) - 0.25) < 4 * math.sqrt(0.25 * 0.75 / len(toy["test"]))
+
+
+# -------------------------------------------------------------------------------------- train.py
+
+
+def test_a_question_becomes_one_row_a_choice(toy: dict) -> None:
+    tokenizer, question = load_tokenizer(HERE / "data" / "toy"), toy["train"][0]
+    encoded = train.encode(question, tokenizer, 128)
+    for choice, row, segments in zip(
+        question.choices, encoded.input_ids, encoded.token_type_ids, strict=True
+    ):
+        words = " ".join(tokenizer.decode([i]) for i in row)
+        text = tokenizer.decode(tokenizer.encode(question.question))
+        assert words == f"[CLS] {text} [SEP] {choice.lower()} [SEP]"
+        assert segments == [0] * (row.index(tokenizer.sep_token_id) + 1) + [1, 1]
+
+
+def test_too_long_a_question_loses_its_beginning_never_the_choice() -> None:
+    tokenizer = load_tokenizer(HERE / "data" / "toy")
+    question = train.Question("red " * 50, "hat ?", ["Norwick", "Oakham"], 0, ["red " * 50])
+    row = train.encode(question, tokenizer, 8).input_ids[1]
+    assert tokenizer.decode(row) == "[CLS] red red hat ? [SEP] oakham [SEP]"
+
+
+def test_each_epoch_has_every_question_once() -> None:
+    data = list(range(10))
+    batches = train.shuffled(data, 4, seed=0)
+    epochs = [[i for batch in itertools.islice(batches, 3) for i in batch] for _ in range(2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == data
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2: not JSON"),
+        ("[]", "line 2: must be a JSON object"),
+        ('{"question": "?"}', 'line 2: "choices" is missing'),
+        ('{"question": "?", "choices": [{"text": "a"}], "AnswerKey": "A"}', "at least two"),
+        (
+            '{"question": "?", "choices": [{"text": "a"}, {"text": "b"}], "AnswerKey": "C"}',
+            'line 2: "AnswerKey" must be one of AB, not "C"',
+        ),
+    ],
+)
+def test_a_bad_line_is_named(line: str, message: str, tmp_path: Path) -> None:
+    good = (HERE / "data" / "toy" / "test.jsonl").read_text(encoding="utf-8").split("\n")[0]
+    path = tmp_path / "train.jsonl"
+    path.write_text(f"{good}\n{line}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        train.read_questions(path)
+
+
+@pytest.fixture(scope="module")
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first lines of the toy world, and a smaller model."""
+    folder = tmp_path_factory.mktemp("small")
+    for split in make_toy.SIZES:
+        lines = (HERE / "data/toy" / f"{split}.jsonl").read_text(encoding="utf-8").split("\n")
+        (folder / f"{split}.jsonl").write_text("\n".join(lines[:40]) + "\n", encoding="utf-8")
+    (folder / "vocab.txt").write_bytes((HERE / "data/toy/vocab.txt").read_bytes())
+    config = json.loads((HERE / "data/toy/config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 16}))
+    return folder
+
+
+@pytest.mark.parametrize("inject", ["none", "concat", "attention", "ffn"])
+def test_one_command_trains_reports_and_saves(
+    inject: str, small_world: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, HERE / "train.py", "--inject", inject, "--steps", "12"]
+    command += ["--data", small_world, "--out", out]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=one_thread)
+    assert done.returncode == 0, done.stderr
+    last = json.loads((out / "log.jsonl").read_text().strip().split("\n")[-1])
+    assert last["chance"] == 0.25
+    model, tokenizer = load_pretrained(out)
+    questions = train.read_questions(small_world / "test.jsonl")
+    data = [train.encode(q, tokenizer, model.config.max_tokens) for q in questions]
+    assert train.accuracy(model, data, torch.float32) == last["test_accuracy"]
+    for words in ("25.0%", f"injection: {inject}", "40 train", str(out), "one fact changed"):
+        assert words in done.stdout
+    assert ("fired most" in done.stdout) == (inject in ("attention", "ffn"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere"], "error: nowhere"),
+        (["--inject", "fnn"], "invalid choice: 'fnn'"),
+        (["--layers", "7"], "inject_layers (7,) must lie between 0 and 2"),
+        (["--facts", "0"], "num_facts is 0, must be at least 1"),
+    ],
+)
+def test_wrong_arguments_get_one_line_and_status_2(
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        train.main()
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.strip().split("\n")[-1]
+
+
+def test_ctrl_c_says_so_and_exits_with_130(
+    small_world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "cross_entropy", interrupt)
+    arguments = ["train.py", "--data", str(small_world), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stopped:
+        train.main()
+    assert stopped.value.code == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_two_runs_of_a_seed_are_alike_and_another_seed_is_not(small_world: Path) -> None:
+    def loss(seed: int) -> list[float]:
+        config = train.load_config(small_world, inject="ffn")
+        tokenizer = load_tokenizer(small_world)
+        questions = train.read_questions(small_world / "train.jsonl")
+        data = [train.encode(q, tokenizer, 128) for q in questions]
+        torch.manual_seed(seed)
+        model, rows = KformerForMultipleChoice(config), []
+        args = train.argparse.Namespace(
+            lr=1e-3, steps=10, batch_size=8, seed=seed, dtype=torch.float32
+        )
+        train.train(model, {"train": data, "valid": data}, args, rows.append)
+        return [row["loss"] for row in rows]
+
+    assert loss(0) == loss(0)
+    assert loss(0) != loss(1)
