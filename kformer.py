@@ -1,11 +1,12 @@
 """Kformer: knowledge injected into the feed-forward layers of a BERT-style encoder, in one file.
 
-Yao, Huang, Ni, Zhang, Huang: "Kformer: Knowledge Injection in Transformer Feed-Forward Layers",
-2022, https://arxiv.org/abs/2201.05742. Their code ("the release") is github.com/zjunlp/Kformer.
+Yao, Huang, Dong, Wei, Chen, Zhang: "Kformer: Knowledge Injection in Transformer Feed-Forward
+Layers", 2022, https://arxiv.org/abs/2201.05742; their code is https://github.com/zjunlp/Kformer,
+here "the release".
 
-An FFN is a memory (paper, section 2): the columns of W1 are keys that a token is compared with, the
-rows of W2 are the values that are added up, each as strongly as its key fired. Kformer gives that
-memory N more entries, one for each fact that was retrieved for the question:
+An FFN is a memory (Geva et al. 2021, arXiv 2012.14913): the columns of W1 are keys that a token is
+compared with, the rows of W2 are values that are added up, each as strongly as its key fired.
+Kformer gives that memory N more entries, one for each fact that was retrieved for the question:
 
     K = F Wk + bk,  V = F Wv + bv              a key and a value for every fact         (N, D)
     FFN(x) = gelu(x W1 + b1) W2 + b2           what BERT does                           (T, D)
@@ -273,9 +274,9 @@ class FFN(nn.Module):
 class Block(nn.Module):
     """One layer of the encoder, LayerNorm behind each half as in BERT. Here the facts come in.
 
-    How it starts, when no checkpoint is loaded: the square matrices of attention start near the
-    identity and Wk, Wv at a multiple of it, so that a token first looks for words like itself.
-    (Trockman and Kolter 2023, arXiv 2305.09828, found such a start in trained models.) The release
+    How it starts, where no checkpoint says otherwise: Wk and Wv at a multiple of the identity, the
+    matrices of attention near it, so that a token first looks for words like itself. In trained
+    models query times key looks like that (Trockman and Kolter 2023, arXiv 2305.09828). The release
     draws all from N(0, 0.02); from there the toy world isn't learned in minutes, see README.
     """
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu
 
@@ -445,6 +446,34 @@ def test_what_is_saved_is_loaded_bit_for_bit(inject: str, tmp_path: Path) -> Non
     ]  # fmt: skip
 
 
+def test_tensors_have_the_names_of_transformers(tmp_path: Path) -> None:
+    """So that BertForMultipleChoice opens what is written here, and the other way round."""
+    model = tiny("none", num_hidden_layers=1, inject_layers=(0,)).float()
+    save_pretrained(model, load_tokenizer(HERE / "data" / "toy"), tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    block = model.encoder.layer[0]
+    expected = {
+        "bert.embeddings.word_embeddings": model.embeddings.word_embeddings,
+        "bert.embeddings.position_embeddings": model.embeddings.position_embeddings,
+        "bert.embeddings.token_type_embeddings": model.embeddings.token_type_embeddings,
+        "bert.embeddings.LayerNorm": model.embeddings.norm,
+        "bert.encoder.layer.0.attention.self.query": block.attention.query,
+        "bert.encoder.layer.0.attention.self.key": block.attention.key,
+        "bert.encoder.layer.0.attention.self.value": block.attention.value,
+        "bert.encoder.layer.0.attention.output.dense": block.attention.output,
+        "bert.encoder.layer.0.attention.output.LayerNorm": block.attention_norm,
+        "bert.encoder.layer.0.intermediate.dense": block.ffn.W1,
+        "bert.encoder.layer.0.output.dense": block.ffn.W2,
+        "bert.encoder.layer.0.output.LayerNorm": block.ffn_norm,
+        "bert.pooler.dense": model.pooler,
+        "classifier": model.classifier,
+    }
+    assert {name.rsplit(".", 1)[0] for name in tensors} == set(expected)
+    for name, module in expected.items():
+        for parameter, value in module.named_parameters():
+            assert torch.equal(tensors[f"{name}.{parameter}"], value), name
+
+
 def test_facts_injected_into_a_plain_checkpoint_start_from_its_words(tmp_path: Path) -> None:
     plain = tiny("none").float()
     save_pretrained(plain, load_tokenizer(HERE / "data" / "toy"), tmp_path)
@@ -460,7 +489,8 @@ def test_wordpiece_cleans_splits_and_takes_the_longest_piece() -> None:
     assert encode("Unhappily") == [4, 5, 6]
     assert encode("CAFÉ!\tcafe\u200b犬") == [8, 9, 8, 10]
     assert encode("unhappy café" + "!" * 2) == [1, 8, 9, 9]
-    assert encode("cafe" * 26) == [1], "over 100 characters"
+    assert encode("un" + "ly" * 49) == [4] + [6] * 49, "100 characters"
+    assert encode("un" + "ly" * 50) == [1], "over 100 characters"
     assert WordPiece(vocab).decode([4, 5, 6, 9]) == "unhappily !"
     assert WordPiece(vocab, lower=False).encode("Cafe cafe") == [1, 8]
 

@@ -111,8 +111,8 @@ def fact(person: int, relation: str, kind: str, value: str) -> str:
 def make_question(rng: random.Random, split: str, level: str) -> dict:
     """One line of a split, in the format of the Kformer release.
 
-    Training questions bring 1 to 4 of the deciding facts, the right one always among them: the easy
-    ones are what attention and concat learn from first. Validation and test bring all.
+    Training questions bring 1 to 4 of the four facts, always the right one: attention and concat
+    learn from the easy questions first. Validation and test bring all.
     """
     kind = rng.choice(list(KINDS))
     right, other = rng.sample(list(KINDS[kind][2]), 2)
@@ -174,6 +174,30 @@ def write_world(folder: Path, level: str = "plain", seed: int = SEED) -> None:
     (folder / "config.json").write_text(config + "\n", encoding="utf-8")
 
 
+def shortcuts(questions: list[dict]) -> dict[str, float]:
+    """The accuracy of rules that look at a part of the facts only; a rule that leaves several
+    choices takes one of them at random, and any if it leaves none.
+    """
+    rules = {
+        "a choice that a fact names": lambda who, relation, words: True,
+        "... and the fact names the person": lambda who, relation, words: who in words,
+        "... and the fact names the relation": lambda who, relation, words: relation in words,
+        "... and the fact names both": lambda who, relation, words: {who, relation} <= words,
+    }
+    accuracy = dict.fromkeys(rules, 0.0)
+    for question in questions:
+        words = set(re.findall(r"\w+", question["question"]))
+        facts = [re.findall(r"\w+", fact) for fact in question["knowledges"]]
+        choices = [choice["text"] for choice in question["choices"]]
+        answer = choices["ABCD".index(question["AnswerKey"])]
+        for name, rule in rules.items():
+            # Mira's school is in Norwick -> Mira, s, school, is, in, Norwick
+            left = {fact[-1] for fact in facts if rule(fact[0], fact[2], words)} & set(choices)
+            left = left or set(choices)
+            accuracy[name] += (answer in left) / len(left) / len(questions)
+    return accuracy
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -185,7 +209,10 @@ def main() -> None:
     args = parser.parse_args()
     write_world(args.out, args.level, args.seed)
     sizes = ", ".join(f"{size:,} {split}" for split, size in SIZES.items())
-    print(f"wrote {sizes} questions to {args.out}")
+    print(f"wrote {sizes} questions to {args.out}; accuracy of shortcuts on the test split:")
+    lines = (args.out / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    for rule, accuracy in shortcuts([json.loads(line) for line in lines]).items():
+        print(f"  {rule:36} {accuracy:6.1%}")
 
 
 if __name__ == "__main__":
