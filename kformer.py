@@ -107,8 +107,8 @@ class Embeddings(nn.Module):
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, D)
         self.norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.token_type_embeddings.weight.data /= 2  # words, N(0, 1), count more at the start
-        self.position_embeddings.weight.data = sinusoids(config.max_position_embeddings, D) / 2
+        self.position_embeddings.weight.data = sinusoids(config.max_position_embeddings, D)
+        self.token_type_embeddings.weight.data /= 2  # what and where count more than which segment
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
         if input_ids.shape[-1] > self.config.max_tokens:
@@ -172,7 +172,7 @@ def append_facts(
     facts = fact_ids.flatten(-2).expand(*input_ids.shape[:-1], -1)  # (..., N L)
     real = facts != config.pad_token_id
     closed = real.any(-1, keepdim=True)  # no facts, no separator
-    separator = closed * (config.sep_token_id - config.pad_token_id) + config.pad_token_id
+    separator = torch.where(closed, config.sep_token_id, config.pad_token_id)
     segment = torch.full_like(facts, min(2, config.type_vocab_size - 1))
 
     ids = torch.cat([input_ids, facts, separator], -1)

@@ -14,6 +14,7 @@ import os
 import random
 import subprocess
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -684,6 +685,7 @@ def test_one_command_trains_reports_and_saves(
     [
         (["--data", "nowhere"], "error: nowhere"),
         (["--inject", "fnn"], "invalid choice: 'fnn'"),
+        (["--steps", "0"], "argument --steps: invalid positive value: '0'"),
         (["--layers", "7"], "inject_layers (7,) must lie between 0 and 2"),
         (["--facts", "0"], "num_facts is 0, must be at least 1"),
     ],
@@ -719,19 +721,26 @@ def test_ctrl_c_says_so_and_exits_with_130(
     assert "interrupted" in capsys.readouterr().err
 
 
-def test_two_runs_of_a_seed_are_alike_and_another_seed_is_not(small_world: Path) -> None:
-    def loss(seed: int) -> list[float]:
-        config = train.load_config(small_world, inject="ffn")
-        tokenizer = load_tokenizer(small_world)
-        questions = train.read_questions(small_world / "train.jsonl")
-        data = [train.encode(q, tokenizer, 128) for q in questions]
-        torch.manual_seed(seed)
-        model, rows = KformerForMultipleChoice(config), []
-        args = train.argparse.Namespace(
-            lr=1e-3, steps=10, batch_size=8, seed=seed, dtype=torch.float32
-        )
-        train.train(model, {"train": data, "valid": data}, args, rows.append)
-        return [row["loss"] for row in rows]
+def train_a_little(folder: Path, seed: int, lr: float = 1e-3) -> tuple[list[dict], float, float]:
+    """Ten steps -> the log, the best accuracy by the report, the accuracy of the model it left."""
+    config = train.load_config(folder, inject="ffn", hidden_dropout_prob=0.3)
+    tokenizer = load_tokenizer(folder)
+    questions = train.read_questions(folder / "train.jsonl")
+    data = [train.encode(q, tokenizer, 128) for q in questions]
+    torch.manual_seed(seed)
+    model, log = KformerForMultipleChoice(config), []
+    args = Namespace(lr=lr, steps=10, batch_size=8, seed=seed, dtype=torch.float32)
+    result = train.train(model, {"train": data, "valid": data}, args, log.append)
+    return log, result["valid_accuracy"], train.accuracy(model, data, torch.float32)
 
-    assert loss(0) == loss(0)
-    assert loss(0) != loss(1)
+
+def test_two_runs_of_a_seed_are_alike_and_another_seed_is_not(small_world: Path) -> None:
+    assert train_a_little(small_world, 0) == train_a_little(small_world, 0)
+    assert train_a_little(small_world, 0) != train_a_little(small_world, 1)
+
+
+def test_the_best_state_is_kept_and_measured_without_dropout(small_world: Path) -> None:
+    log, best, left = train_a_little(small_world, 0, lr=0.05)
+    found = [row["valid_accuracy"] for row in log]
+    assert found[-1] < max(found), "the case is of use only if the last state isn't the best"
+    assert best == max(found) == left

@@ -8,6 +8,7 @@ Read it from top to bottom: questions -> tokens -> batches -> training -> report
 
 import argparse
 import json
+import os
 import re
 import sys
 import time
@@ -117,7 +118,9 @@ def pad(rows: list[list[list[int]]], value: int) -> Tensor:
     return torch.tensor([group + [[value] * width] * (height - len(group)) for group in filled])
 
 
-def collate(batch: list[Encoded], pad_id: int, device: str) -> tuple[dict[str, Tensor], Tensor]:
+def collate(
+    batch: list[Encoded], pad_id: int, device: torch.device
+) -> tuple[dict[str, Tensor], Tensor]:
     """B questions -> the arguments of the model, and the answers (B,)."""
     inputs = {
         "input_ids": pad([q.input_ids for q in batch], pad_id),  # (B, C, T)
@@ -176,8 +179,9 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: learning_rate(i, args.steps))
     batches = shuffled(data["train"], args.batch_size, args.seed)
     evaluate_at = {round(args.steps * i / 10) for i in range(1, 11)}
-    best, best_state, questions, training, evaluating = -1.0, {}, 0, 0.0, 0.0
-    bar = tqdm(range(1, args.steps + 1), desc="training", unit="step", leave=False)
+    best, best_state = -1.0, {}
+    trained, training, evaluated, evaluating = 0, 0.0, 0, 0.0  # questions and seconds
+    bar = tqdm(range(1, args.steps + 1), "training", unit="step", leave=False, disable=None)
     for step in bar:
         start = time.perf_counter()
         model.train()
@@ -190,7 +194,7 @@ def train(
         schedule.step()
         if step > 2:  # the first steps warm the machine up
             training += time.perf_counter() - start
-            questions += len(answers)
+            trained += len(answers)
         if step % 20 == 0:
             right = (scores.argmax(-1) == answers).float().mean()
             bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{right.item():.0%}")
@@ -198,6 +202,7 @@ def train(
             start = time.perf_counter()
             found = accuracy(model, data["valid"], args.dtype)
             evaluating += time.perf_counter() - start
+            evaluated += len(data["valid"])
             tqdm.write(f"  step {step:6,}   loss {loss.item():.3f}   validation {found:6.1%}")
             log({"step": step, "loss": loss.item(), "valid_accuracy": found})
             if found > best:
@@ -207,8 +212,8 @@ def train(
     return {
         "valid_accuracy": best,
         "seconds": round(training, 2),
-        "train_questions_per_second": questions / training if training else 0.0,
-        "eval_questions_per_second": len(evaluate_at) * len(data["valid"]) / evaluating,
+        "train_questions_per_second": trained / training if training else 0.0,
+        "eval_questions_per_second": evaluated / evaluating,
     }
 
 
@@ -273,8 +278,15 @@ def edited(question: Question) -> Question | None:
 # --------------------------------------------------------------------------------- command line
 
 
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
 def parse_arguments() -> argparse.Namespace:
-    here = Path(__file__).resolve().parent
+    toy = os.path.relpath(Path(__file__).resolve().parent / "data" / "toy")
     parser = argparse.ArgumentParser(
         description="Train a Kformer on multiple-choice questions and facts.",
         epilog="Without arguments it learns the toy world of this repo in about a minute.",
@@ -287,13 +299,13 @@ def parse_arguments() -> argparse.Namespace:
         "of fewer than four layers all but the bottom one)")
     add("--facts", type=int, metavar="N",
         help="facts kept for a question, those nearest to it (default: 5)")
-    add("--data", type=Path, default=here / "data" / "toy", metavar="FOLDER",
+    add("--data", type=Path, default=Path(toy), metavar="FOLDER",
         help="train.jsonl, valid.jsonl and test.jsonl (default: data/toy)")
     add("--checkpoint", type=Path, metavar="FOLDER",
         help="pretrained weights to start from (default: random ones, of the size in the "
         "config.json of the data folder)")
-    add("--steps", type=int, default=2000, help="batches to train on (default: 2000)")
-    add("--batch-size", type=int, default=32, help="questions in a batch (default: 32)")
+    add("--steps", type=positive, default=1500, help="batches to train on (default: 1500)")
+    add("--batch-size", type=positive, default=32, help="questions in a batch (default: 32)")
     add("--lr", type=float, help="learning rate (default: 2e-3, with a checkpoint 5e-5)")
     add("--seed", type=int, default=0, help="of the weights and the order (default: 0)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu",
