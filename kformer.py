@@ -343,11 +343,8 @@ class Kformer(nn.Module):
             self.fact_embeddings = deepcopy(self.embeddings.word_embeddings)
 
     def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        fact_ids: Tensor | None = None,
+        self, input_ids: Tensor, attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None, fact_ids: Tensor | None = None,
     ) -> Tensor:
         pad, T = self.config.pad_token_id, input_ids.shape[-1]
         mask = input_ids != pad if attention_mask is None else attention_mask.bool()
@@ -390,11 +387,8 @@ class KformerForMultipleChoice(Kformer):
         self.classifier = nn.Linear(config.hidden_size, 1)
 
     def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        fact_ids: Tensor | None = None,
+        self, input_ids: Tensor, attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None, fact_ids: Tensor | None = None,
     ) -> Tensor:
         if fact_ids is not None and fact_ids.dim() == 3:
             fact_ids = fact_ids.unsqueeze(1)  # (B, S, L) -> (B, 1, S, L)

@@ -630,7 +630,9 @@ def test_each_epoch_has_every_question_once() -> None:
     [
         ("{", "line 2: not JSON"),
         ("[]", "line 2: must be a JSON object"),
-        ('{"question": "?"}', 'line 2: "choices" is missing'),
+        ('{"question": "?"}', 'line 2: "AnswerKey" is missing'),
+        ('{"question": "?", "AnswerKey": "A"}', 'line 2: "choices" is missing'),
+        ('{"question": "?", "context": 1, "AnswerKey": "A"}', 'line 2: "context" is missing or'),
         ('{"question": "?", "choices": [{"text": "a"}], "AnswerKey": "A"}', "at least two"),
         (
             '{"question": "?", "choices": [{"text": "a"}, {"text": "b"}], "AnswerKey": "C"}',

@@ -41,20 +41,23 @@ def parse_question(line: str) -> Question:
     row = json.loads(line)
     if not isinstance(row, dict):
         raise ValueError("must be a JSON object")
-    for key, kind in (("question", str), ("choices", list), ("AnswerKey", str)):
-        if not isinstance(row.get(key), kind):
-            raise ValueError(f'"{key}" is missing or not a {kind.__name__}')
+    row = {"context": "", "knowledges": []} | row
+    for key in ("context", "question", "AnswerKey"):
+        if not isinstance(row.get(key), str):
+            raise ValueError(f'"{key}" is missing or not a text')
+    if not isinstance(row.get("choices"), list):
+        raise ValueError('"choices" is missing or not a list')
     choices = [choice.get("text") for choice in row["choices"] if isinstance(choice, dict)]
-    if len(choices) < 2 or not all(isinstance(text, str) for text in choices):
+    if len(choices) < max(2, len(row["choices"])) or not all(isinstance(c, str) for c in choices):
         raise ValueError('"choices" must be a list of at least two {"text": ...}')
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(choices)]
     if len(row["AnswerKey"]) != 1 or row["AnswerKey"] not in letters:
         raise ValueError(f'"AnswerKey" must be one of {letters}, not "{row["AnswerKey"]}"')
-    facts = row.get("knowledges", [])
+    facts = row["knowledges"]
     if not isinstance(facts, list) or not all(isinstance(fact, str) for fact in facts):
         raise ValueError('"knowledges" must be a list of texts')
     answer = letters.index(row["AnswerKey"])
-    return Question(row.get("context", ""), row["question"], choices, answer, facts)
+    return Question(row["context"], row["question"], choices, answer, facts)
 
 
 def read_questions(path: Path) -> list[Question]:
@@ -168,6 +171,23 @@ def learning_rate(step: int, steps: int) -> float:
     return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
 
 
+def train_step(
+    model: KformerForMultipleChoice,
+    batch: list[Encoded],
+    optimizer: torch.optim.Optimizer,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """One batch -> its loss and accuracy, before the step."""
+    model.train()
+    scores, answers = score(model, batch, dtype)
+    loss = cross_entropy(scores, answers)
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return loss.detach(), (scores.argmax(-1) == answers).float().mean()
+
+
 def train(
     model: KformerForMultipleChoice,
     data: dict[str, list[Encoded]],
@@ -183,20 +203,13 @@ def train(
     trained, training, evaluated, evaluating = 0, 0.0, 0, 0.0  # questions and seconds
     bar = tqdm(range(1, args.steps + 1), "training", unit="step", leave=False, disable=None)
     for step in bar:
-        start = time.perf_counter()
-        model.train()
-        scores, answers = score(model, next(batches), args.dtype)
-        loss = cross_entropy(scores, answers)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        start, batch = time.perf_counter(), next(batches)
+        loss, right = train_step(model, batch, optimizer, args.dtype)
         schedule.step()
         if step > 2:  # the first steps warm the machine up
             training += time.perf_counter() - start
-            trained += len(answers)
+            trained += len(batch)
         if step % 20 == 0:
-            right = (scores.argmax(-1) == answers).float().mean()
             bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{right.item():.0%}")
         if step in evaluate_at:
             start = time.perf_counter()
@@ -269,9 +282,9 @@ def show(
 
 def edited(question: Question) -> Question | None:
     """The same question, its right fact changed to say another choice; None without such a fact."""
-    old = question.choices[question.answer]
     answer = (question.answer + 1) % len(question.choices)
-    facts = [re.sub(rf"\b{re.escape(old)}\b", question.choices[answer], f) for f in question.facts]
+    old, new = re.escape(question.choices[question.answer]), question.choices[answer]
+    facts = [re.sub(rf"\b{old}\b", lambda _: new, fact) for fact in question.facts]
     return replace(question, facts=facts, answer=answer) if facts != question.facts else None
 
 
@@ -293,7 +306,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--inject", default="ffn", choices=("none", "concat", "attention", "ffn"),
-        help="where the facts come in (default: ffn)")
+        help="how the facts come in: not at all, as words behind the input, as a prefix of keys "
+        "and values, as hidden neurons of the FFN (default: ffn)")
     add("--layers", type=int, nargs="+", metavar="N",
         help="layers that facts are injected into, from 0 at the bottom (default: the top three, "
         "of fewer than four layers all but the bottom one)")
@@ -308,26 +322,41 @@ def parse_arguments() -> argparse.Namespace:
     add("--batch-size", type=positive, default=32, help="questions in a batch (default: 32)")
     add("--lr", type=float, help="learning rate (default: 2e-3, with a checkpoint 5e-5)")
     add("--seed", type=int, default=0, help="of the weights and the order (default: 0)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu or cuda (default: the GPU if there is one)")
+    gpu = torch.cuda.is_available()
+    add("--device", default="cuda" if gpu else "cpu", choices=("cpu", "cuda"),
+        help="where it runs (default: the GPU if there is one)")
     add("--dtype", default="float32", choices=("float32", "bfloat16"),
         help="of the matrix products (default: float32)")
     add("--out", type=Path, metavar="FOLDER",
         help="where the run is saved (default: runs/INJECT-seed-SEED)")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.device == "cuda" and not gpu:
+        parser.error("argument --device: no GPU is to be seen here, try --device cpu")
+    if args.lr is None:
+        args.lr = 5e-5 if args.checkpoint else 2e-3
+    args.out = args.out or Path("runs", f"{args.inject}-seed-{args.seed}")
+    args.dtype = getattr(torch, args.dtype)
+    return args
 
 
-def run(args: argparse.Namespace) -> None:
+def load(
+    args: argparse.Namespace,
+) -> tuple[KformerForMultipleChoice, WordPiece, dict[str, list[Question]]]:
+    """The model, its tokenizer, and the questions of each split, "test" last where there is one."""
     splits = ["train", "valid"] + ["test"] * (args.data / "test.jsonl").exists()
     questions = {split: read_questions(args.data / f"{split}.jsonl") for split in splits}
     fields = {"inject": args.inject, "inject_layers": args.layers, "num_facts": args.facts}
     fields = {name: value for name, value in fields.items() if value is not None}
     torch.manual_seed(args.seed)
     if args.checkpoint:
-        model, tokenizer = load_pretrained(args.checkpoint, **fields)
-    else:
-        tokenizer = load_tokenizer(args.data)
-        model = KformerForMultipleChoice(load_config(args.data, **fields))
+        return *load_pretrained(args.checkpoint, **fields), questions
+    config, tokenizer = load_config(args.data, **fields), load_tokenizer(args.data)
+    return KformerForMultipleChoice(config), tokenizer, questions
+
+
+def run(args: argparse.Namespace) -> None:
+    """Everything from the files to the last line of the report."""
+    model, tokenizer, questions = load(args)
     model.to(args.device)
     longest = model.config.max_tokens
     data = {s: [encode(q, tokenizer, longest) for q in part] for s, part in questions.items()}
@@ -337,23 +366,21 @@ def run(args: argparse.Namespace) -> None:
     with open(args.out / "log.jsonl", "w", encoding="utf-8") as file:
 
         def log(row: dict) -> None:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
+            print(json.dumps(row), file=file, flush=True)
 
         result = train(model, data, args, log)
-        held_out = data[splits[-1]]  # the validation split where there is no test split
-        chance = 1 / len(held_out[0].input_ids)
-        test = accuracy(model, held_out, args.dtype)
+        name, held_out = list(data.items())[-1]  # the validation split where there's no test split
+        chance, test = 1 / len(held_out[0].input_ids), accuracy(model, held_out, args.dtype)
         log({"test_accuracy": test, "chance": chance, **result})
     save_pretrained(model, tokenizer, args.out)
 
-    print(f"{splits[-1]:10}{test:.1%} of {len(held_out):,} questions, chance is {chance:.1%}")
-    if abs(test - chance) < 2 * (chance * (1 - chance) / len(held_out)) ** 0.5:
+    print(f"{name:10}{test:.1%} of {len(held_out):,} questions, chance is {chance:.1%}")
+    if test < chance + 2 * (chance * (1 - chance) / len(held_out)) ** 0.5:
         print("          no better than chance: what it learned does not answer new questions")
     print(f"time      {result['seconds']:.0f} s of training")
     print(f'saved     {args.out}: load_pretrained("{args.out}") opens it; figures in log.jsonl')
 
-    question = questions[splits[-1]][0]
+    question = questions[name][0]
     print(f"\nOne question: {question.question}")
     show(model, tokenizer, question, args.dtype)
     if changed := edited(question):
@@ -363,9 +390,6 @@ def run(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_arguments()
-    args.dtype = getattr(torch, args.dtype)
-    args.lr = args.lr or (5e-5 if args.checkpoint else 2e-3)
-    args.out = args.out or Path("runs", f"{args.inject}-seed-{args.seed}")
     try:
         run(args)
     except (ValueError, OSError) as error:
