@@ -85,7 +85,7 @@ CONFIG = {  # of the model that train.py trains on this world
     "pad_token_id": 0,
     "sep_token_id": 3,
 }
-SIZES = {"train": 10_000, "valid": 1_000, "test": 1_000}
+SIZES = {"train": 10_000, "valid": 1_000, "test": 4_000}
 SEED = 2022
 
 
