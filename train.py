@@ -390,6 +390,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_arguments()
+    sys.stdout.reconfigure(line_buffering=True)  # through a pipe, too, lines come as they are made
     try:
         run(args)
     except (ValueError, OSError) as error:
