@@ -178,11 +178,15 @@ class WordPiece:
 
     def encode(self, text: str) -> list[int]:
         """Text -> ids, without [CLS] and [SEP]."""
-        return [i for word in self.clean(text).split() for i in self.word_ids(word)]
+        return [i for word in text.split(" ") for i in self.word_ids(word)]
 
     def decode(self, ids: list[int]) -> str:
         """Ids -> text, as far as it can be had back: spaces around punctuation stay."""
         return " ".join(self.vocab[i] for i in ids).replace(" ##", "")
+
+    def word_ids(self, text: str) -> list[int]:
+        """What stands between two spaces -> ids: cleaned, split and taken apart."""
+        return [i for word in self.clean(text).split() for i in self.pieces(word)]
 
     def clean(self, text: str) -> str:
         """Control characters out, accents off and letters small where asked, CJK set apart."""
@@ -193,7 +197,7 @@ class WordPiece:
             text = "".join(c for c in text if category(c) != "Mn")
         return "".join(f" {c} " if is_punctuation(c) else c for c in text)
 
-    def word_ids(self, word: str) -> list[int]:
+    def pieces(self, word: str) -> list[int]:
         """One word -> its pieces, each the longest that fits."""
         if len(word) > 100:
             return [self.unk_token_id]
