@@ -274,7 +274,7 @@ def show(
         if len(strengths) == len(question.facts):
             most = "  <- fired most" if strengths[i] == max(strengths) else ""
             strength = f"{strengths[i]:8.2f}{most}"
-        print(f"    {fact:<36}{strength}")
+        print(f"    {fact:<36}{strength}".rstrip())
     for i, choice in enumerate(question.choices):
         right = "  <- right" if i == question.answer else ""
         print(f"    {'>' if i == chosen else ' '} {choice:<32}{probabilities[i]:10.1%}{right}")
