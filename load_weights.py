@@ -131,9 +131,11 @@ def save_pretrained(
         tensors[prefix + rename(name, table)] = tensor.contiguous()
     architecture = f"{config.model_type.capitalize()}ForMultipleChoice"
     fields = {"architectures": [architecture], "hidden_act": "gelu"} | dataclasses.asdict(config)
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": tokenizer.lower}
 
     write = {
         "config.json": lambda path: path.write_text(json.dumps(fields, indent=2) + "\n"),
+        "tokenizer_config.json": lambda path: path.write_text(json.dumps(settings) + "\n"),
         "vocab.txt": lambda path: path.write_text("\n".join(tokenizer.vocab) + "\n", "utf-8"),
         "model.safetensors": lambda path: save_file(tensors, path, metadata={"format": "pt"}),
     }
@@ -163,8 +165,8 @@ def load_tokenizer(folder: str | Path) -> "WordPiece":
 class WordPiece:
     """BERT's tokenizer: split at spaces and punctuation, then into the longest known pieces.
 
-    A word that isn't in the vocabulary is taken apart, "unhappily" into "un",
-    "##happi", "##ly"; a word that can't be becomes [UNK], and so does one of over 100 characters.
+    A word that isn't in the vocabulary is taken apart, "unhappily" into "un", "##happi", "##ly"; a
+    word that can't be becomes [UNK], and so does one of over 100 characters.
     """
 
     special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")

@@ -442,8 +442,15 @@ def test_what_is_saved_is_loaded_bit_for_bit(inject: str, tmp_path: Path) -> Non
     assert again.vocab == tokenizer.vocab
     assert torch.equal(loaded(questions, fact_ids=facts), model(questions, fact_ids=facts))
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "config.json", "model.safetensors", "vocab.txt",
+        "config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_a_saved_tokenizer_keeps_its_case(lower: bool, tmp_path: Path) -> None:
+    tokenizer = WordPiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "Red"], lower)
+    save_pretrained(tiny("none").float(), tokenizer, tmp_path)
+    assert load_tokenizer(tmp_path).encode("red Red") == tokenizer.encode("red Red")
 
 
 def test_tensors_have_the_names_of_transformers(tmp_path: Path) -> None:

@@ -111,8 +111,8 @@ def fact(person: int, relation: str, kind: str, value: str) -> str:
 def make_question(rng: random.Random, split: str, level: str) -> dict:
     """One line of a split, in the format of the Kformer release.
 
-    Training questions bring 1 to 4 of the four facts, always the right one: attention and concat
-    learn from the easy questions first. Validation and test bring all.
+    Training questions bring 1 to 4 of the four facts, always the right one: the easy questions are
+    what is learned first. Validation and test bring all.
     """
     kind = rng.choice(list(KINDS))
     right, other = rng.sample(list(KINDS[kind][2]), 2)
