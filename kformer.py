@@ -25,7 +25,7 @@ facts, attention, FFN, block, encoder with pooler, multiple choice. It needs tor
 """
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import sqrt
 
 import torch
@@ -58,6 +58,16 @@ class KformerConfig:
     num_facts: int = 5  # N, how many of the candidate facts are kept
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            most = 1000 if field.name == "num_hidden_layers" else 1_000_000
+            least = 0 if field.name.endswith("token_id") else 1
+            if field.type is int and (type(value) is not int or not least <= value <= most):
+                raise ValueError(
+                    f"{field.name} is {value!r}, must be a whole number from {least} to {most:,}"
+                )
+            if field.type is float and (type(value) not in (int, float) or not 0 <= value < 1):
+                raise ValueError(f"{field.name} is {value!r}, must be at least 0 and below 1")
         if self.inject_layers is None:  # the top three, the paper's best; never the bottom one too
             top = min(3, max(1, self.num_hidden_layers - 1))
             self.inject_layers = tuple(range(self.num_hidden_layers))[-top:]
@@ -71,13 +81,19 @@ class KformerConfig:
                 f"hidden_size {self.hidden_size} can't be divided among "
                 f"num_attention_heads {self.num_attention_heads}"
             )
-        if not all(0 <= layer < self.num_hidden_layers for layer in self.inject_layers):
+        if not set(self.inject_layers) <= set(range(self.num_hidden_layers)):
             raise ValueError(
                 f"inject_layers {self.inject_layers} must lie between 0 and "
                 f"{self.num_hidden_layers - 1}: num_hidden_layers is {self.num_hidden_layers}"
             )
-        if self.num_facts < 1:
-            raise ValueError(f"num_facts is {self.num_facts}, must be at least 1")
+        if self.pad_token_id >= self.vocab_size:
+            raise ValueError(
+                f"pad_token_id {self.pad_token_id} must be below vocab_size {self.vocab_size}"
+            )
+        if self.max_tokens < 1:
+            raise ValueError(
+                f"max_position_embeddings {self.max_position_embeddings} leaves no room for a token"
+            )
 
     @property
     def max_tokens(self) -> int:

@@ -1,27 +1,43 @@
-"""A checkpoint folder, opened and written: config.json, vocab.txt, model.safetensors.
+"""A checkpoint folder, opened and written: config.json, weights, tokenizer.
 
-Files and tensors carry the names that Hugging Face transformers gives them, so that a folder
-written here opens there, and a BERT folder from there opens here. No pickle is read or written.
+    python load_weights.py FOLDER        says what is in it and how it fits
+
+Files and tensors carry the names that Hugging Face transformers gives them: a BERT or RoBERTa
+folder from there opens here to the same ids, hidden states and scores, and what is written here
+opens there. No pickle is read or written, so a checkpoint from a stranger can't run code.
+
+Read it from top to bottom: names -> files -> config -> weights -> tokenizers -> report.
 """
 
+import argparse
 import dataclasses
 import json
 import os
+import re
+import sys
 import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
+from heapq import heappop, heappush
+from itertools import count, groupby
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.init import kaiming_uniform_, normal_
+from torch.overrides import TorchFunctionMode
 
 from kformer import KformerConfig, KformerForMultipleChoice
 
-# Their name of a module -> ours. What isn't listed has the same name in both.
+# ---------------------------------------------------------------------------------------- names
+
+# Their name of a module -> ours, in a layer or outside. What isn't listed is the same in both.
 NAMES = {
     "embeddings.LayerNorm": "embeddings.norm",
-    "pooler.dense": "pooler",
-}
-LAYER_NAMES = {  # behind encoder.layer.N.
     "attention.self.query": "attention.query",
     "attention.self.key": "attention.key",
     "attention.self.value": "attention.value",
@@ -30,161 +46,424 @@ LAYER_NAMES = {  # behind encoder.layer.N.
     "intermediate.dense": "ffn.W1",
     "output.dense": "ffn.W2",
     "output.LayerNorm": "ffn_norm",
+    "pooler.dense": "pooler",
 }
 
 
-def name_table(config: KformerConfig) -> dict[str, str]:
-    """Their module names -> ours, for a model of this depth."""
-    table = dict(NAMES)
-    for i in range(config.num_hidden_layers):
-        layer = f"encoder.layer.{i}."
-        table |= {layer + theirs: layer + ours for theirs, ours in LAYER_NAMES.items()}
-    return table
+def translate(name: str, table: dict[str, str]) -> str:
+    layer = re.match(r"(encoder\.layer\.\d+\.)?", name).group()
+    module, dot, parameter = name[len(layer) :].rpartition(".")
+    return layer + table.get(module, module) + dot + parameter
 
 
-def rename(name: str, table: dict[str, str]) -> str:
-    module, _, parameter = name.rpartition(".")
-    return f"{table.get(module, module)}.{parameter}"
+def our_name(theirs: str) -> str:
+    """bert.encoder.layer.0.output.LayerNorm.gamma -> encoder.layer.0.ffn_norm.weight"""
+    name = re.sub(r"^(bert|roberta)\.", "", theirs)
+    name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+    name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+    return translate(name, NAMES)
+
+
+def their_name(ours: str, model_type: str) -> str:
+    """encoder.layer.0.ffn_norm.weight -> bert.encoder.layer.0.output.LayerNorm.weight"""
+    name = translate(ours, {ours: theirs for theirs, ours in NAMES.items()})
+    return name if name.startswith("classifier.") else f"{model_type}.{name}"
+
+
+# ---------------------------------------------------------------------------------------- files
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What is wrong with a file's content becomes a ValueError of one line that names the file."""
+    try:
+        yield
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{path}: not as transformers writes it ({error!r})") from None
+    except ValueError as error:
+        line = " ".join(str(error).split())
+        raise ValueError(f"{path}: {line}") from None
+
+
+def read_text(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    with naming(path):
+        return path.read_text(encoding="utf-8")
+
+
+def read_json(path: Path) -> dict:
+    text = read_text(path)
+    with naming(path):
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError("must be a JSON object")
+        return content
+
+
+def must_be(content: dict, **known: object) -> None:
+    """Raises ValueError for a setting that isn't built here; where it's missing it is the usual."""
+    for key, value in known.items():
+        if content.get(key) not in (None, value):
+            raise ValueError(f'"{key}" is {content[key]!r}, only {value!r} is known here')
 
 
 # --------------------------------------------------------------------------------------- config
 
 
-def read_json(path: Path) -> dict:
-    """Raises FileNotFoundError or ValueError with a line that names the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-
-
 def load_config(folder: str | Path, **overrides: object) -> KformerConfig:
     """The fields of config.json that KformerConfig knows; `overrides` replace them."""
     path = Path(folder, "config.json")
-    known = {field.name for field in dataclasses.fields(KformerConfig)}
-    found = {key: value for key, value in read_json(path).items() if key in known} | overrides
-    try:
-        return KformerConfig(**found)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    content = read_json(path)
+    with naming(path):
+        if "model_type" not in content:
+            raise ValueError('"model_type" is missing, must be "bert" or "roberta"')
+        must_be(content, hidden_act="gelu", position_embedding_type="absolute", is_decoder=False)
+        known = {field.name for field in dataclasses.fields(KformerConfig)}
+        fields = {name: value for name, value in content.items() if name in known}
+        return KformerConfig(**fields | overrides)
 
 
 # -------------------------------------------------------------------------------------- weights
 
 
+@dataclasses.dataclass
+class LoadReport:
+    """Where the tensors went: parameters by our names, but what is unused by the file's."""
+
+    loaded: list[str]
+    unused: list[str]
+    new: list[str]  # newly initialised, see `fresh`
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """model.safetensors, or the shards that model.safetensors.index.json lists."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        content = read_json(index)
+        with naming(index):
+            names = sorted(set(content["weight_map"].values()))
+            for name in names:
+                if not (folder / name).is_file():
+                    raise FileNotFoundError(f"{index}: the shard {name!r} is missing")
+            return [folder / name for name in names]
+    if (folder / "pytorch_model.bin").is_file():
+        raise FileNotFoundError(
+            f"{whole}: no such file, and pytorch_model.bin is a pickle, which isn't read here. "
+            "To convert it, in that folder: python -c \"import torch, safetensors.torch as s; "
+            "w = torch.load('pytorch_model.bin', weights_only=True); s.save_file("
+            "{k: t.clone().contiguous() for k, t in w.items()}, 'model.safetensors')\""
+        )
+    raise FileNotFoundError(f"{whole}: no such file")
+
+
+class NoRandomNumbers(TorchFunctionMode):
+    """For modules whose weights come from a file: their memory is reserved, but not filled."""
+
+    def __torch_function__(
+        self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        random = function in (normal_, kaiming_uniform_)
+        return kwargs["tensor"] if random else function(*args, **kwargs or {})
+
+
+def load_weights(
+    folder: Path, config: KformerConfig
+) -> tuple[KformerForMultipleChoice, LoadReport]:
+    """The model of `config` with the weights of a folder, in evaluation mode.
+
+    What isn't in the model is left unused: buffers, heads of other tasks. The pooler, the head for
+    multiple choice and the parameters of the injection may be missing; nothing else may.
+    """
+    with NoRandomNumbers():
+        model = KformerForMultipleChoice(config)
+    wanted, tensors, report = model.state_dict(), {}, LoadReport([], [], [])
+    for path in weight_files(folder):
+        with naming(path), safe_open(path, framework="pt") as file:
+            for theirs in file.keys():
+                name = our_name(theirs)
+                if name in tensors:
+                    raise ValueError(f"{theirs} is there twice, under another prefix or name")
+                if name not in wanted or is_other_head(name, file.get_slice(theirs).get_shape()):
+                    report.unused.append(theirs)
+                    continue
+                tensor = file.get_tensor(theirs)
+                check(theirs, tensor, wanted[name].shape, config)
+                tensors[name] = tensor.to(wanted[name].dtype)
+    with naming(folder):
+        for name in wanted:
+            if name in tensors:
+                report.loaded.append(name)
+            else:
+                tensors[name] = fresh(name, wanted[name].shape, tensors, config)
+                report.new.append(name)
+    model.load_state_dict(tensors, assign=True)
+    return model.eval(), report
+
+
+def is_other_head(name: str, shape: list[int]) -> bool:
+    """A classifier with more than one output is another task's."""
+    return name.startswith("classifier.") and shape[:1] != [1]
+
+
+def check(name: str, tensor: Tensor, wanted: torch.Size, config: KformerConfig) -> None:
+    """Raises ValueError for whole numbers, and for a shape that the config doesn't ask for."""
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name} holds {tensor.dtype}, must hold floating-point numbers")
+    if tensor.shape != wanted:
+        sizes = {k: v for k, v in vars(config).items() if k.endswith(("_size", "_embeddings"))}
+        wrong = set(wanted) - set(tensor.shape) or set(wanted)
+        asked = ", ".join(f"{k} {v}" for k, v in sizes.items() if v in wrong)
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)}, but config.json asks for {tuple(wanted)}: "
+            f"{asked}"
+        )
+
+
+def fresh(
+    name: str, shape: torch.Size, loaded: dict[str, Tensor], config: KformerConfig
+) -> Tensor:
+    """How a parameter starts that the checkpoint lacks. Raises ValueError for one that it mustn't.
+
+    The release draws Wk and Wv (`kfc1`, `kfc2`) from N(0, 0.02), as BERT does the head and the
+    pooler: then a fact's key has nothing to do with its words, and facts are hardly used. With
+    Wk = I the key starts as the fact itself, and with Wv = 0 the ffn starts as the plain encoder,
+    exactly, and opens as it learns. Figures are in the README.
+    """
+    if name == "fact_embeddings.weight":
+        return loaded["embeddings.word_embeddings.weight"].clone()
+    if re.search(r"^pooler|^classifier|\.W[kv]\.", name) is None:
+        raise ValueError(f"{their_name(name, config.model_type)} is missing")
+    if name.endswith("bias") or (name.endswith("Wv.weight") and config.inject == "ffn"):
+        return torch.zeros(shape)
+    return torch.eye(shape[0]) if ".W" in name else 0.02 * torch.randn(shape)
+
+
+def open_folder(
+    folder: Path, **overrides: object
+) -> tuple[KformerForMultipleChoice, "Tokenizer", LoadReport]:
+    """Config, tokenizer and weights, after a look at whether they belong together."""
+    config, tokenizer = load_config(folder, **overrides), load_tokenizer(folder)
+    if len(tokenizer.vocab) != config.vocab_size:
+        raise ValueError(
+            f"{folder}: the vocabulary has {len(tokenizer.vocab)} tokens, but vocab_size in "
+            f"config.json is {config.vocab_size}: take the vocabulary that came with the weights"
+        )
+    if tokenizer.pad_token_id != config.pad_token_id:
+        raise ValueError(
+            f"{folder}: {tokenizer.special[0]} has the id {tokenizer.pad_token_id}, but "
+            f"pad_token_id in config.json is {config.pad_token_id}"
+        )
+    config.sep_token_id = tokenizer.sep_token_id
+    model, report = load_weights(folder, config)
+    return model, tokenizer, report
+
+
 def load_pretrained(
     folder: str | Path, **overrides: object
-) -> tuple[KformerForMultipleChoice, "WordPiece"]:
-    """A BERT folder -> (model in evaluation mode, tokenizer); `overrides` replace config fields.
+) -> tuple[KformerForMultipleChoice, "Tokenizer"]:
+    """A BERT or RoBERTa folder -> (model in evaluation mode, tokenizer).
 
-    Prints which tensors were left unused and which parameters are newly initialised. The table of
-    the facts starts as a copy of the loaded word embeddings where the folder doesn't bring its own.
+    `overrides` replace config fields: inject="ffn". Prints which tensors were left unused and which
+    parameters are newly initialised; `open_folder` hands the lists over.
     Raises FileNotFoundError or ValueError with one line that says what is wrong, and where.
     """
-    config, tokenizer = load_config(folder, **overrides), load_tokenizer(folder)
-    model, table = KformerForMultipleChoice(config), name_table(config)
-    path = Path(folder, "model.safetensors")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
-    prefix = f"{config.model_type}."
-    tensors = {rename(name.removeprefix(prefix), table): t for name, t in tensors.items()}
-
-    for name, parameter in model.state_dict().items():
-        if name in tensors and tensors[name].shape != parameter.shape:
-            raise ValueError(
-                f"{path}: {name} has shape {tuple(tensors[name].shape)}, "
-                f"but config.json asks for {tuple(parameter.shape)}"
-            )
-    missing, unused = model.load_state_dict(tensors, strict=False)
-    new = ("fact_embeddings.", "pooler.", "classifier.", ".Wk.", ".Wv.")
-    lost = [name for name in missing if not any(part in name for part in new)]
-    if lost:
-        raise ValueError(f"{path}: the tensor of {lost[0]} is missing")
-    if "fact_embeddings.weight" in missing:
-        model.fact_embeddings.weight.data.copy_(model.embeddings.word_embeddings.weight)
-    for what, names in (("unused", unused), ("newly initialised", missing)):
+    model, tokenizer, report = open_folder(Path(folder), **overrides)
+    for what, names in (("unused", report.unused), ("newly initialised", report.new)):
         if names:
-            print(f"{folder}: {what}: {', '.join(names)}")
-    return model.eval(), tokenizer
+            print(f"{folder}: {what}: {', '.join(grouped(names))}")
+    return model, tokenizer
 
 
 def save_pretrained(
-    model: KformerForMultipleChoice, tokenizer: "WordPiece", folder: str | Path
+    model: KformerForMultipleChoice, tokenizer: "Tokenizer", folder: str | Path
 ) -> None:
     """Writes a folder that load_pretrained reads back to the same scores, bit for bit.
 
-    transformers opens it as BertForMultipleChoice too. Each file is written beside its old self and
-    then put in its place, so that a crash leaves one of the two, whole.
+    transformers opens it too, as BertForMultipleChoice or RobertaForMultipleChoice. All files are
+    whole before the first one takes the place of its old self, the weights first: a crash while
+    writing leaves the old folder as it was.
     """
     folder, config = Path(folder), model.config
-    folder.mkdir(parents=True, exist_ok=True)
-    table = {ours: theirs for theirs, ours in name_table(config).items()}
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        prefix = "" if name.startswith("classifier.") else f"{config.model_type}."
-        tensors[prefix + rename(name, table)] = tensor.contiguous()
-    architecture = f"{config.model_type.capitalize()}ForMultipleChoice"
-    fields = {"architectures": [architecture], "hidden_act": "gelu"} | dataclasses.asdict(config)
-    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": tokenizer.lower}
-
-    write = {
-        "config.json": lambda path: path.write_text(json.dumps(fields, indent=2) + "\n"),
-        "tokenizer_config.json": lambda path: path.write_text(json.dumps(settings) + "\n"),
-        "vocab.txt": lambda path: path.write_text("\n".join(tokenizer.vocab) + "\n", "utf-8"),
-        "model.safetensors": lambda path: save_file(tensors, path, metadata={"format": "pt"}),
+    kind = config.model_type.capitalize()
+    fields = {"architectures": [f"{kind}ForMultipleChoice"], "hidden_act": "gelu"}
+    fields |= dataclasses.asdict(config)
+    tensors = {
+        their_name(name, config.model_type): tensor.contiguous()
+        for name, tensor in model.state_dict().items()
     }
-    for name, write_to in write.items():
-        new = folder / f"{name}.new"
-        write_to(new)
-        os.replace(new, folder / name)
+    texts = {"config.json": json.dumps(fields, indent=2) + "\n"} | tokenizer.files()
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder, prefix="writing-") as new:
+        for name, text in texts.items():
+            Path(new, name).write_bytes(text.encode("utf-8"))
+        save_file(tensors, Path(new, "model.safetensors"), metadata={"format": "pt"})
+        for name in ("model.safetensors", *texts):
+            os.replace(Path(new, name), folder / name)
+    for name in {"tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"} - texts.keys():
+        (folder / name).unlink(missing_ok=True)  # of the tokenizer that was here before
 
 
-# ------------------------------------------------------------------------------------ tokenizer
+# ----------------------------------------------------------------------------------- tokenizers
 
 
-def load_tokenizer(folder: str | Path) -> "WordPiece":
-    """The tokenizer of a folder with a vocab.txt; tokenizer_config.json may say do_lower_case."""
-    path = Path(folder, "vocab.txt")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    vocab = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    missing = [token for token in WordPiece.special if token not in vocab]
-    if missing:
-        raise ValueError(f"{path}: {missing[0]} is missing")
-    settings = Path(folder, "tokenizer_config.json")
-    lower = read_json(settings).get("do_lower_case", True) if settings.is_file() else True
-    return WordPiece(vocab, lower)
+def load_tokenizer(folder: str | Path) -> "Tokenizer":
+    """From tokenizer.json; without one from vocab.txt (WordPiece), or vocab.json and merges.txt
+    (byte-level BPE). What tokenizer_config.json says of lower case and the like comes first.
+    """
+    folder, settings, merges = Path(folder), {}, None
+    if (folder / "tokenizer_config.json").is_file():
+        settings = read_json(folder / "tokenizer_config.json")
+    if (path := folder / "tokenizer.json").is_file():
+        content = read_json(path)
+        with naming(path):
+            vocab, merges, usual = parse_tokenizer(content)
+            settings = usual | settings
+    elif (path := folder / "vocab.txt").is_file():
+        vocab = read_text(path).removesuffix("\n").split("\n")
+    elif (path := folder / "vocab.json").is_file():
+        merges = read_text(folder / "merges.txt").removesuffix("\n").split("\n")
+        ids = read_json(path)
+        with naming(path):
+            vocab = in_order(ids)
+    else:
+        raise FileNotFoundError(f"{folder}: no tokenizer.json, vocab.txt or vocab.json")
+    with naming(path):
+        added = list(settings.get("added_tokens_decoder", {}).values())
+        if merges is None:
+            lower, accents = settings.get("do_lower_case", True), settings.get("strip_accents")
+            return WordPiece(vocab, lower, accents, added)
+        merges = [m for m in merges if not m.startswith("#version")]
+        return ByteLevelBPE(vocab, merges, settings.get("add_prefix_space", False), added)
 
 
-class WordPiece:
+def parse_tokenizer(content: dict) -> tuple[list[str], list[str] | None, dict]:
+    """tokenizer.json -> vocabulary, merges, settings by the names of tokenizer_config.json.
+
+    The file can describe tokenizers of many kinds; two of them are built here.
+    """
+    model, normalizer = content["model"], content["normalizer"] or {}
+    splitter = content["pre_tokenizer"] or {}
+    kinds = [model["type"], normalizer.get("type"), splitter.get("type")]
+    if kinds == ["WordPiece", "BertNormalizer", "BertPreTokenizer"]:
+        must_be(model, continuing_subword_prefix="##", max_input_chars_per_word=100)
+        must_be(normalizer, clean_text=True, handle_chinese_chars=True)
+        merges, lower = None, normalizer["lowercase"]
+        settings = {"do_lower_case": lower, "strip_accents": normalizer["strip_accents"]}
+    elif kinds == ["BPE", None, "ByteLevel"]:
+        must_be(splitter, use_regex=True)
+        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+        settings = {"add_prefix_space": splitter["add_prefix_space"]}
+    else:
+        kind = " + ".join(str(kind) for kind in kinds if kind)
+        raise ValueError(f"a tokenizer of the kind {kind}; read are WordPiece and byte-level BPE")
+    added = {token["id"]: token for token in content["added_tokens"]}
+    vocab = in_order(model["vocab"] | {token["content"]: i for i, token in added.items()})
+    return vocab, merges, settings | {"added_tokens_decoder": added}
+
+
+def in_order(ids: dict[str, int]) -> list[str]:
+    vocab = sorted(ids, key=ids.get)
+    if [ids[token] for token in vocab] != list(range(len(vocab))):
+        raise ValueError("the ids of the tokens must be 0, 1, 2, ... without gaps")
+    return vocab
+
+
+# What Unicode calls white space; \s in Python's re has four control characters more.
+SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+
+
+class Tokenizer:
+    """What both kinds share: ids, and the tokens that stand in the text as they are.
+
+    `vocab[i]` is the token of id i. `added` are those tokens, in the form that transformers has for
+    them: {"content": "<mask>", "lstrip": True}, where "lstrip" takes the spaces before it along.
+    """
+
+    special: tuple[str, ...]  # padding, unknown, beginning, end; the last one may be missing: mask
+
+    def __init__(self, vocab: list[str], added: list[dict]) -> None:
+        self.vocab, self.ids = vocab, {token: i for i, token in enumerate(vocab)}
+        if missing := [token for token in self.special[:4] if token not in self.ids]:
+            raise ValueError(f"the token {missing[0]} is missing")
+        ids = (self.ids[token] for token in self.special[:4])
+        self.pad_token_id, self.unk_token_id, self.cls_token_id, self.sep_token_id = ids
+        usual = [{"content": t, "lstrip": t == "<mask>", "special": True} for t in self.special]
+        self.added = added or [token for token in usual if token["content"] in self.ids]
+        for token in self.added:
+            if token["content"] not in self.ids or token["content"] != token["content"].strip():
+                raise ValueError(f"the added token {token['content']!r} is not in the vocabulary")
+        longest_first = sorted(self.added, key=lambda token: -len(token["content"]))
+        self.marks = re.compile("|".join(map(mark, longest_first)))
+        self.word_ids = lru_cache(maxsize=None)(self.word_ids)  # most words come again and again
+
+    def encode(self, text: str) -> list[int]:
+        """Text -> ids, without those of the beginning and the end."""
+        ids, done = [], 0
+        for mark in self.marks.finditer(text):
+            ids += self.text_ids(text[done : mark.start()])
+            ids.append(self.ids[mark.group().strip()])
+            done = mark.end()
+        return ids + self.text_ids(text[done:])
+
+    def config_file(self, **settings: object) -> dict[str, str]:
+        added = {self.ids[token["content"]]: token for token in self.added}
+        content = json.dumps(settings | {"added_tokens_decoder": added}, indent=2)
+        return {"tokenizer_config.json": content + "\n"}
+
+
+def mark(token: dict) -> str:
+    """An added token as a regular expression."""
+    left, right = (f"[{SPACE}]*" if token.get(side) else "" for side in ("lstrip", "rstrip"))
+    return left + re.escape(token["content"]) + right
+
+
+class WordPiece(Tokenizer):
     """BERT's tokenizer: split at spaces and punctuation, then into the longest known pieces.
 
     A word that isn't in the vocabulary is taken apart, "unhappily" into "un", "##happi", "##ly"; a
     word that can't be becomes [UNK], and so does one of over 100 characters.
+
+    The same ids as Hugging Face tokenizers 0.23, but for characters that came after Unicode 8
+    (2015), whose tables it has: here the newer accents are accents and the newer punctuation is
+    punctuation, as Python's unicodedata has them, and Google's own tokenization.py.
     """
 
-    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
-    def __init__(self, vocab: list[str], lower: bool = True) -> None:
-        self.vocab, self.lower = vocab, lower
-        self.ids = {token: i for i, token in enumerate(vocab)}
-        ids = (self.ids[token] for token in self.special)
-        self.pad_token_id, self.unk_token_id, self.cls_token_id, self.sep_token_id = ids
-        self.word_ids = lru_cache(maxsize=None)(self.word_ids)  # most words come again and again
+    def __init__(
+        self, vocab: list[str], lower: bool = True, strip_accents: bool | None = None,
+        added: list[dict] | None = None,
+    ) -> None:
+        self.lower = lower
+        self.strip_accents = lower if strip_accents is None else strip_accents
+        super().__init__(vocab, added)
 
-    def encode(self, text: str) -> list[int]:
-        """Text -> ids, without [CLS] and [SEP]."""
-        return [i for word in text.split(" ") for i in self.word_ids(word)]
+    def files(self) -> dict[str, str]:
+        """File name -> content, as load_tokenizer and transformers read them."""
+        return {"vocab.txt": "\n".join(self.vocab) + "\n"} | self.config_file(
+            tokenizer_class="BertTokenizer",
+            do_lower_case=self.lower,
+            strip_accents=self.strip_accents,
+        )
 
     def decode(self, ids: list[int]) -> str:
         """Ids -> text, as far as it can be had back: spaces around punctuation stay."""
         return " ".join(self.vocab[i] for i in ids).replace(" ##", "")
+
+    def text_ids(self, text: str) -> list[int]:
+        return [i for word in text.split(" ") for i in self.word_ids(word)]
 
     def word_ids(self, text: str) -> list[int]:
         """What stands between two spaces -> ids: cleaned, split and taken apart."""
@@ -192,11 +471,13 @@ class WordPiece:
 
     def clean(self, text: str) -> str:
         """Control characters out, accents off and letters small where asked, CJK set apart."""
-        chars = (c for c in text if c in "\t\n\r" or (c != "\ufffd" and category(c)[0] != "C"))
+        chars = [c for c in text if c in "\t\n\r" or not is_control(c)]
         text = "".join(f" {c} " if is_cjk(c) else " " if category(c) == "Zs" else c for c in chars)
-        if self.lower:
-            text = unicodedata.normalize("NFD", text.lower())
+        if self.strip_accents:
+            text = unicodedata.normalize("NFD", text)
             text = "".join(c for c in text if category(c) != "Mn")
+        if self.lower:
+            text = "".join(c.lower() for c in text)
         return "".join(f" {c} " if is_punctuation(c) else c for c in text)
 
     def pieces(self, word: str) -> list[int]:
@@ -218,6 +499,10 @@ class WordPiece:
 category = lru_cache(maxsize=None)(unicodedata.category)
 
 
+def is_control(c: str) -> bool:
+    return category(c) in ("Cc", "Cf", "Co", "Cs") or c == "\ufffd"
+
+
 def is_punctuation(c: str) -> bool:
     """All of ASCII that is neither letter nor digit nor space counts, "$" and "^" too."""
     return ("!" <= c <= "~" and not c.isalnum()) or category(c)[0] == "P"
@@ -227,6 +512,167 @@ def is_cjk(c: str) -> bool:
     """Chinese characters, whose words stand without spaces between them."""
     return (
         "\u4e00" <= c <= "\u9fff" or "\u3400" <= c <= "\u4dbf" or "\uf900" <= c <= "\ufaff"
-        or "\U00020000" <= c <= "\U0002a6df" or "\U0002a700" <= c <= "\U0002ceaf"
-        or "\U0002f800" <= c <= "\U0002fa1f"
+        or "\U00020000" <= c <= "\U0002a6df" or "\U0002a700" <= c <= "\U0002b81f"
+        or "\U0002b920" <= c <= "\U0002ceaf" or "\U0002f800" <= c <= "\U0002fa1f"
     )
+
+
+class ByteLevelBPE(Tokenizer):
+    """RoBERTa's tokenizer, which is GPT-2's: bytes, and merges of two neighbours into one.
+
+    A word keeps the space before it, written "Ġ": " owl" and "owl" have different ids. Each byte
+    of its UTF-8 is a token, so nothing is ever unknown; then the pair that was learned first is
+    merged, and so on. `merges[i]` is "a b", the i-th pair to be learned.
+    """
+
+    special = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
+
+    def __init__(
+        self, vocab: list[str], merges: list[str], add_prefix_space: bool = False,
+        added: list[dict] | None = None,
+    ) -> None:
+        super().__init__(vocab, added)
+        self.merges, self.add_prefix_space = merges, add_prefix_space
+        self.symbols = byte_symbols()
+        self.ranks = {tuple(pair.split(" ")): rank for rank, pair in enumerate(merges)}
+        if lacking := [symbol for symbol in self.symbols if symbol not in self.ids]:
+            raise ValueError(f"the byte {lacking[0]} is missing in the vocabulary")
+        for pair in self.ranks:
+            if len(pair) != 2 or not {*pair, "".join(pair)} <= self.ids.keys():
+                raise ValueError(f'the merge "{" ".join(pair)}" isn\'t of two tokens into one')
+
+    def files(self) -> dict[str, str]:
+        """File name -> content, as load_tokenizer and transformers read them."""
+        vocab = json.dumps(self.ids, ensure_ascii=False) + "\n"
+        merges = "\n".join(["#version: 0.2", *self.merges]) + "\n"
+        return {"vocab.json": vocab, "merges.txt": merges} | self.config_file(
+            tokenizer_class="RobertaTokenizer", add_prefix_space=self.add_prefix_space
+        )
+
+    def decode(self, ids: list[int]) -> str:
+        """Ids -> text; what isn't UTF-8, half a character for one, becomes "\ufffd"."""
+        byte_of = {symbol: bytes([byte]) for byte, symbol in enumerate(self.symbols)}
+        text = "".join(self.vocab[i] for i in ids)
+        return b"".join(byte_of.get(c, c.encode()) for c in text).decode("utf-8", "replace")
+
+    def text_ids(self, text: str) -> list[int]:
+        if self.add_prefix_space and text and not text[0].isspace():
+            text = " " + text
+        return [i for word in word_pattern().findall(text) for i in self.word_ids(word)]
+
+    def word_ids(self, word: str) -> list[int]:
+        """One word -> its ids. Parts that were merged into the one before them are left empty."""
+        parts = [self.symbols[byte] for byte in word.encode("utf-8", "replace")]
+        after, before = list(range(1, len(parts) + 1)), list(range(-1, len(parts) - 1))
+        queue = []  # pairs that may be merged: rank, place, what stood there
+
+        def enter(i: int) -> None:
+            pair = tuple(parts[k] for k in (i, after[i]) if 0 <= k < len(parts))
+            if pair in self.ranks:
+                heappush(queue, (self.ranks[pair], i, pair))
+
+        for i in range(len(parts)):
+            enter(i)
+        while queue:
+            _, i, pair = heappop(queue)
+            j = after[i]
+            if j == len(parts) or (parts[i], parts[j]) != pair:
+                continue  # one of the two was merged with another neighbour
+            parts[i], parts[j] = "".join(pair), ""
+            after[i] = after[j]
+            if after[i] < len(parts):
+                before[after[i]] = i
+            enter(before[i])
+            enter(i)
+        return [self.ids[part] for part in parts if part]
+
+
+def byte_symbols() -> list[str]:
+    """A visible character for each byte: its own in Latin-1, or the next one from U+0100 on."""
+    spare = count(256)
+    own = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    return [chr(byte if byte in own else next(spare)) for byte in range(256)]
+
+
+@lru_cache(maxsize=1)
+def word_pattern() -> re.Pattern:
+    """GPT-2's split: contractions, letters, digits, the rest, each with a space before it; spaces.
+    """
+    letter, digit = characters("L"), characters("N")
+    return re.compile(
+        f"'s|'t|'re|'ve|'m|'ll|'d| ?[{letter}]+| ?[{digit}]+| ?[^{SPACE}{letter}{digit}]+"
+        f"|[{SPACE}]+(?![^{SPACE}])|[{SPACE}]+"
+    )
+
+
+def characters(kind: str) -> str:
+    """All characters of a Unicode category, "L" or "N", as ranges within [] of an expression."""
+    ranges = []
+    codes = groupby(range(sys.maxunicode + 1), lambda i: unicodedata.category(chr(i))[0] == kind)
+    for inside, run in codes:
+        first, *_, last = [*run] * 2
+        ranges += [f"{chr(first)}-{chr(last)}"] * inside
+    return "".join(ranges)
+
+
+# -------------------------------------------------------------------------------------- report
+
+
+def grouped(names: list[str]) -> list[str]:
+    """encoder.layer.0.Wk.bias, encoder.layer.1.Wk.bias -> encoder.layer.0-1.Wk (bias)"""
+    groups = {}  # module -> its layers, its parameters
+    for name in names:
+        module, _, parameter = name.rpartition(".")
+        general = re.sub(r"(?<=layer\.)\d+", "*", module)
+        layers, parameters = groups.setdefault(general, (set(), set()))
+        layers.update(map(int, re.findall(r"(?<=layer\.)\d+", module)))
+        parameters.add(parameter)
+    return [
+        f"{module.replace('*', span(layers))} ({', '.join(sorted(parameters))})"
+        for module, (layers, parameters) in groups.items()
+    ]
+
+
+def span(layers: set[int]) -> str:
+    """{3, 4, 5} -> 3-5, {0, 2} -> 0,2"""
+    first, last = min(layers, default=0), max(layers, default=0)
+    whole = len(layers) > 2 and last - first + 1 == len(layers)
+    return f"{first}-{last}" if whole else ",".join(map(str, sorted(layers)))
+
+
+def describe(folder: Path, inject: str) -> None:
+    """The report: kind and sizes, what went where, one sentence in tokens."""
+    model, tokenizer, report = open_folder(folder, inject=inject)
+    config = model.config
+    print(
+        f"model      {config.model_type}, injection {inject}: {config.num_hidden_layers} layers, "
+        f"hidden size {config.hidden_size}, {config.num_attention_heads} heads, FFN width "
+        f"{config.intermediate_size}, up to {config.max_tokens} tokens"
+    )
+    print(f"           {sum(p.numel() for p in model.parameters()):,} parameters")
+    lists = {"loaded": report.loaded, "unused": report.unused, "new": report.new}
+    for what, names in lists.items():
+        print(f"{what:10} {len(names)}", *grouped(names), sep="\n             ")
+    sentence = "Kformer's facts fire in feed-forward layers: naïve, isn't it?"
+    tokens = " ".join(tokenizer.vocab[i] for i in tokenizer.encode(sentence))
+    print(f"tokenizer  {type(tokenizer).__name__}, {len(tokenizer.vocab):,} tokens")
+    print(f"           {sentence}\n           {tokens}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Say what is in a checkpoint folder.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument(
+        "--inject", default="none", choices=("none", "concat", "attention", "ffn"),
+        help="open it with this injection (default: none)",
+    )  # fmt: skip
+    args = parser.parse_args()
+    try:
+        describe(args.folder, args.inject)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -12,18 +12,24 @@ import json
 import math
 import os
 import random
+import re
+import shutil
 import subprocess
 import sys
+import unicodedata
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu
 
+import load_weights
 import train
 from data import make_toy
 from kformer import (
@@ -36,7 +42,19 @@ from kformer import (
     mean_embedding,
     nearest_facts,
 )
-from load_weights import WordPiece, load_pretrained, load_tokenizer, save_pretrained
+from load_weights import (
+    ByteLevelBPE,
+    Tokenizer,
+    WordPiece,
+    byte_symbols,
+    grouped,
+    load_pretrained,
+    load_tokenizer,
+    open_folder,
+    our_name,
+    save_pretrained,
+    word_pattern,
+)
 
 torch.set_num_threads(1)  # the models are too small to be shared out
 HERE = Path(__file__).resolve().parent
@@ -429,13 +447,165 @@ def test_facts_of_a_wrong_shape_are_refused() -> None:
         Kformer(replace(TINY, inject="ffn"))(tokens(B, T), fact_ids=tokens(B, L))
 
 
-# ------------------------------------------------------------------------------ load_weights.py
+# ------------------------------------------------------------------ load_weights.py: the weights
+
+REFERENCE = HERE / "data" / "reference"  # written by transformers, see data/make_reference.py
+KINDS = ["bert", "roberta"]
+
+
+@pytest.fixture(params=KINDS)
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A copy of a reference folder, to be changed."""
+    return Path(shutil.copytree(REFERENCE / request.param, tmp_path / request.param))
+
+
+def change_tensors(folder: Path, change: Callable[[str, Tensor], dict[str, Tensor]]) -> None:
+    """Each tensor of the folder is replaced by those that `change` makes of its name and itself."""
+    path, changed = folder / "model.safetensors", {}
+    for name, tensor in load_file(path).items():
+        changed |= change(name, tensor)
+    save_file(changed, path)
+
+
+def change_json(path: Path, **fields: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | fields))
+
+
+def hidden_states(model: Kformer, *inputs: Tensor) -> tuple[list[Tensor], Tensor]:
+    """What comes out of the embeddings and of each layer, and the scores."""
+    states, modules = [], [model.embeddings, *model.encoder.layer]
+    hooks = [m.register_forward_hook(lambda _, __, out: states.append(out)) for m in modules]
+    with torch.no_grad():
+        scores = model(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return states, scores
+
+
+def same_as_transformers(folder: Path, tolerance: float = 2e-5) -> None:
+    """Asserts that hidden states and scores are those of expected.safetensors, layer by layer."""
+    expected = load_file(folder / "expected.safetensors")
+    inputs = [expected.get(n) for n in ("input_ids", "attention_mask", "token_type_ids")]
+    states, scores = hidden_states(load_pretrained(folder)[0], *inputs)
+    for i, state in enumerate(states):
+        where = f"layer {i - 1}" if i else "the embeddings"
+        change = biggest_change(state, expected[f"hidden.{i}"])
+        assert change < tolerance, f"first to differ: {where}, by {change:.1e}"
+    change = biggest_change(scores, expected["scores"])
+    assert change < tolerance, f"hidden states agree, but the scores differ by {change:.1e}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hidden_states_and_scores_are_those_of_transformers(kind: str) -> None:
+    assert not load_file(REFERENCE / kind / "expected.safetensors")["attention_mask"].all()
+    same_as_transformers(REFERENCE / kind)
+
+
+def test_the_first_layer_to_differ_is_named(folder: Path) -> None:
+    change_tensors(folder, lambda n, t: {n: t.sin() if "layer.1.output.dense.bias" in n else t})
+    with pytest.raises(AssertionError, match="first to differ: layer 1, by"):
+        same_as_transformers(folder)
+
+
+LAYOUTS = {
+    "no prefix": lambda name, t: {re.sub(r"^(bert|roberta)\.", "", name): t},
+    "the other prefix": lambda name, t: {re.sub(r"^bert\.", "roberta.", name): t},
+    "gamma and beta": lambda name, t: {
+        name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): t
+    },
+    "extras": lambda name, t: {
+        name: t,
+        "bert.embeddings.position_ids": torch.arange(40).unsqueeze(0),
+        "cls.predictions.transform.LayerNorm.gamma": torch.zeros(16),
+        "bert.encoder.layer.0.gamma": torch.zeros(1),
+        "classifier.dense.weight": torch.zeros(16, 16),
+    },
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_the_same_model(layout: str, folder: Path) -> None:
+    change_tensors(folder, LAYOUTS[layout])
+    same_as_transformers(folder)
+
+
+def test_shards_are_put_together(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    shards = [f"model-{i:05}-of-00002.safetensors" for i in (1, 2)]
+    places = {name: shards[i % 2] for i, name in enumerate(tensors)}
+    for shard in shards:
+        save_file({n: t for n, t in tensors.items() if places[n] == shard}, folder / shard)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    (folder / "model.safetensors").unlink()
+    same_as_transformers(folder)
+    (folder / shards[1]).unlink()
+    with pytest.raises(FileNotFoundError, match=f"the shard '{shards[1]}' is missing"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes_load_as_float32(dtype: torch.dtype, folder: Path) -> None:
+    plain = load_pretrained(folder)[0].state_dict()
+    change_tensors(folder, lambda name, tensor: {name: tensor.to(dtype)})
+    for name, tensor in load_pretrained(folder)[0].state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, plain[name].to(dtype).float()), name
+
+
+def test_every_tensor_is_in_one_of_three_lists(folder: Path) -> None:
+    """A folder with extras, without a pooler, and with a head for three classes."""
+    change_tensors(folder, LAYOUTS["extras"])
+    change_tensors(folder, lambda n, t: {} if "pooler" in n else {n: t})
+    three = {"classifier.weight": torch.zeros(3, 16), "classifier.bias": torch.zeros(3)}
+    change_tensors(folder, lambda n, t: {n: three.get(n, t)})
+    model, _, report = open_folder(folder, inject="ffn", inject_layers=(0, 2))
+    modules = ["encoder.layer.0.Wk", "encoder.layer.0.Wv", "encoder.layer.2.Wk"]
+    modules += ["encoder.layer.2.Wv", "pooler", "classifier"]
+    new = {f"{module}.{parameter}" for module in modules for parameter in ("weight", "bias")}
+    assert set(report.new) == new | {"fact_embeddings.weight"}
+    assert sorted(report.loaded + report.new) == sorted(model.state_dict())
+    assert set(report.unused) == {
+        "bert.embeddings.position_ids", "cls.predictions.transform.LayerNorm.gamma",
+        "bert.encoder.layer.0.gamma", "classifier.dense.weight", *three,
+    }  # fmt: skip
+
+
+def test_long_lists_are_grouped_by_layer() -> None:
+    names = [f"encoder.layer.{i}.ffn.W1.{p}" for i in (0, 1, 10, 2) for p in ("weight", "bias")]
+    assert grouped(names) == ["encoder.layer.0,1,2,10.ffn.W1 (bias, weight)"]
+    names = [f"encoder.layer.{i}.Wk.bias" for i in (3, 4, 5)]
+    assert grouped([*names, "pooler.bias"]) == ["encoder.layer.3-5.Wk (bias)", "pooler (bias)"]
+
+
+@pytest.mark.parametrize("inject", ["attention", "ffn"])
+def test_facts_injected_into_a_checkpoint_start_from_its_words(inject: str, folder: Path) -> None:
+    plain, model = load_pretrained(folder)[0], load_pretrained(folder, inject=inject)[0]
+    assert torch.equal(model.fact_embeddings.weight, plain.embeddings.word_embeddings.weight)
+    assert model.fact_embeddings.weight is not model.embeddings.word_embeddings.weight
+    facts = torch.randn(N, 16)
+    assert torch.equal(model.encoder.layer[2].Wk(facts), facts), "a key starts as the fact itself"
+
+
+def test_ffn_in_a_checkpoint_starts_as_the_plain_encoder_and_can_learn(folder: Path) -> None:
+    plain, model = load_pretrained(folder)[0], load_pretrained(folder, inject="ffn")[0]
+    model.classifier.load_state_dict(plain.classifier.state_dict())
+    questions, facts = tokens(B, C, T), tokens(B, N, L, seed=2)
+    scores = model(questions, fact_ids=facts)
+    assert torch.equal(scores, plain(questions))
+    assert model.encoder.layer[2].ffn.fact_scores.all(), "facts fire, but their values are 0"
+    cross_entropy(scores, torch.tensor([0, 1, 1])).backward()
+    assert model.encoder.layer[2].Wv.weight.grad.any()
+
+
+def tiny_tokenizer() -> WordPiece:
+    words = [f"w{i}" for i in range(5, TINY.vocab_size)]
+    return WordPiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])
 
 
 @pytest.mark.parametrize("inject", ["none", "concat", "attention", "ffn"])
 def test_what_is_saved_is_loaded_bit_for_bit(inject: str, tmp_path: Path) -> None:
-    tokenizer, (questions, facts) = load_tokenizer(HERE / "data" / "toy"), padded_batch()
-    model = tiny(inject).float()
+    model, tokenizer, (questions, facts) = tiny(inject).float(), tiny_tokenizer(), padded_batch()
     save_pretrained(model, tokenizer, tmp_path)
     loaded, again = load_pretrained(tmp_path)
     assert loaded.config == model.config
@@ -446,17 +616,50 @@ def test_what_is_saved_is_loaded_bit_for_bit(inject: str, tmp_path: Path) -> Non
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("lower", [True, False])
-def test_a_saved_tokenizer_keeps_its_case(lower: bool, tmp_path: Path) -> None:
-    tokenizer = WordPiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "Red"], lower)
-    save_pretrained(tiny("none").float(), tokenizer, tmp_path)
-    assert load_tokenizer(tmp_path).encode("red Red") == tokenizer.encode("red Red")
+def test_a_saved_folder_is_the_one_it_was(folder: Path, tmp_path: Path) -> None:
+    """Scores and ids as transformers has them, after going through our own files."""
+    save_pretrained(*load_pretrained(folder), tmp_path / "saved")
+    for name in ("expected.safetensors", "texts.jsonl"):
+        shutil.copy(folder / name, tmp_path / "saved")
+    same_as_transformers(tmp_path / "saved")
+    same_ids_as_transformers(tmp_path / "saved")
+
+
+def test_saving_over_another_folder_leaves_nothing_of_its_tokenizer(tmp_path: Path) -> None:
+    for kind in KINDS:
+        shutil.copytree(REFERENCE / kind, tmp_path / kind)
+    save_pretrained(*load_pretrained(tmp_path / "bert"), tmp_path / "roberta")
+    assert load_pretrained(tmp_path / "roberta")[1].vocab == load_tokenizer(tmp_path / "bert").vocab
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3, 4, "save_file"])
+def test_a_crash_while_writing_leaves_the_folder_readable(
+    failing: int | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new state of the same model is written over the old one, and something fails."""
+    old, new, tokenizer = tiny("ffn").float(), tiny("ffn").float(), tiny_tokenizer()
+    new.classifier.bias.data += 1
+    save_pretrained(old, tokenizer, tmp_path)
+    calls, replace_file = itertools.count(1), os.replace
+
+    def crash(*arguments: object, **_: object) -> None:
+        if failing in (next(calls), "save_file"):
+            raise OSError("disk full")
+        replace_file(*arguments)
+
+    place = "load_weights.save_file" if failing == "save_file" else "os.replace"
+    monkeypatch.setattr(place, crash)
+    with pytest.raises(OSError, match="disk full"):
+        save_pretrained(new, tokenizer, tmp_path)
+    bias = load_pretrained(tmp_path)[0].classifier.bias
+    assert torch.equal(bias, (old if failing in (1, "save_file") else new).classifier.bias)
+    assert len(list(tmp_path.iterdir())) == 4, "what was half written is gone"
 
 
 def test_tensors_have_the_names_of_transformers(tmp_path: Path) -> None:
     """So that BertForMultipleChoice opens what is written here, and the other way round."""
     model = tiny("none", num_hidden_layers=1, inject_layers=(0,)).float()
-    save_pretrained(model, load_tokenizer(HERE / "data" / "toy"), tmp_path)
+    save_pretrained(model, tiny_tokenizer(), tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     block = model.encoder.layer[0]
     expected = {
@@ -481,13 +684,85 @@ def test_tensors_have_the_names_of_transformers(tmp_path: Path) -> None:
             assert torch.equal(tensors[f"{name}.{parameter}"], value), name
 
 
-def test_facts_injected_into_a_plain_checkpoint_start_from_its_words(tmp_path: Path) -> None:
-    plain = tiny("none").float()
-    save_pretrained(plain, load_tokenizer(HERE / "data" / "toy"), tmp_path)
-    model, _ = load_pretrained(tmp_path, inject="ffn")
-    assert torch.equal(model.fact_embeddings.weight, plain.embeddings.word_embeddings.weight)
-    questions, _ = padded_batch()
-    assert torch.equal(model(questions), plain(questions))
+def test_only_gamma_and_beta_of_a_layer_norm_are_renamed() -> None:
+    ours = "encoder.layer.1.ffn_norm.weight"
+    assert our_name("bert.encoder.layer.1.output.LayerNorm.gamma") == ours
+    assert our_name("embeddings.LayerNorm.beta") == "embeddings.norm.bias"
+    for name in ("encoder.layer.0.gamma", "scaler.beta", "LayerNorm.gamma.scale"):
+        assert our_name(name) == name
+
+
+# --------------------------------------------------------------- load_weights.py: the tokenizers
+
+
+def same_ids_as_transformers(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    for line in (folder / "texts.jsonl").read_text(encoding="utf-8").splitlines():
+        text, ids = json.loads(line).values()
+        found = [tokenizer.vocab[i] for i in tokenizer.encode(text)]
+        assert found == [tokenizer.vocab[i] for i in ids], f"{text!r} is split otherwise"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_are_those_of_transformers(kind: str) -> None:
+    same_ids_as_transformers(REFERENCE / kind)
+
+
+def test_every_form_of_a_vocabulary_is_read(folder: Path) -> None:
+    """vocab.txt or vocab.json with merges.txt as saved here, and tokenizer.json made of them."""
+    tokenizer = load_tokenizer(folder)
+    for name in ("vocab.txt", "tokenizer.json"):
+        (folder / name).unlink(missing_ok=True)
+    for name, text in tokenizer.files().items():
+        (folder / name).write_text(text, encoding="utf-8")
+    same_ids_as_transformers(folder)
+    for name in tokenizer.files():
+        (folder / name).unlink()
+    (folder / "tokenizer.json").write_text(json.dumps(whole_tokenizer(tokenizer)))
+    same_ids_as_transformers(folder)
+
+
+def whole_tokenizer(tokenizer: Tokenizer) -> dict:
+    """What transformers writes as tokenizer.json, as far as it's read."""
+    added = [{"id": tokenizer.ids[token["content"]]} | token for token in tokenizer.added]
+    model = {"type": "WordPiece", "vocab": tokenizer.ids}
+    normalizer = {"type": "BertNormalizer", "lowercase": True, "strip_accents": None}
+    splitter = {"type": "BertPreTokenizer"}
+    if isinstance(tokenizer, ByteLevelBPE):
+        pairs = [pair.split(" ") for pair in tokenizer.merges]
+        model = {"type": "BPE", "vocab": tokenizer.ids, "merges": pairs}
+        normalizer, splitter = None, {"type": "ByteLevel", "add_prefix_space": False}
+    steps = {"normalizer": normalizer, "pre_tokenizer": splitter}
+    return {"model": model, "added_tokens": added} | steps
+
+
+def test_lower_case_is_what_the_folder_says(tmp_path: Path) -> None:
+    """tokenizer_config.json before tokenizer.json, lower case where neither says anything."""
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "ete", "Ete", "été", "Été"]
+    (tmp_path / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
+
+    def pieces() -> list[str]:
+        return [vocab[i] for i in load_tokenizer(tmp_path).encode("Été")]
+
+    assert pieces() == ["ete"]
+    config = tmp_path / "tokenizer_config.json"
+    for settings, expected in (
+        ({"do_lower_case": False}, "Été"),
+        ({"do_lower_case": True}, "ete"),
+        ({"do_lower_case": True, "strip_accents": False}, "été"),
+        ({"do_lower_case": False, "strip_accents": True}, "Ete"),
+    ):
+        config.write_text(json.dumps(settings))
+        assert pieces() == [expected]
+        save_pretrained(tiny("none"), load_tokenizer(tmp_path), tmp_path / "saved")
+        assert load_tokenizer(tmp_path / "saved").encode("Été") == [vocab.index(expected)]
+    config.unlink()
+    whole = whole_tokenizer(WordPiece(vocab))
+    whole["normalizer"]["lowercase"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+    assert pieces() == ["Été"]
+    config.write_text('{"do_lower_case": true}')
+    assert pieces() == ["ete"]
 
 
 def test_wordpiece_cleans_splits_and_takes_the_longest_piece() -> None:
@@ -498,31 +773,280 @@ def test_wordpiece_cleans_splits_and_takes_the_longest_piece() -> None:
     assert encode("unhappy café" + "!" * 2) == [1, 8, 9, 9]
     assert encode("un" + "ly" * 49) == [4] + [6] * 49, "100 characters"
     assert encode("un" + "ly" * 50) == [1], "over 100 characters"
+    assert encode("un[SEP]ly") == [4, 3, 1], "a special token in the text is that token"
     assert WordPiece(vocab).decode([4, 5, 6, 9]) == "unhappily !"
     assert WordPiece(vocab, lower=False).encode("Cafe cafe") == [1, 8]
 
 
-@pytest.mark.parametrize(
-    ("break_it", "message"),
-    [
-        (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
-        (lambda f: (f / "config.json").write_text("{"), "config.json: not JSON"),
-        (lambda f: (f / "vocab.txt").write_text("a\nb\n"), r"vocab.txt: \[PAD\] is missing"),
-        (lambda f: (f / "model.safetensors").unlink(), "model.safetensors: no such file"),
-        (lambda f: (f / "model.safetensors").write_bytes(b"no"), "model.safetensors: not a read"),
-    ],
-)
-def test_a_broken_checkpoint_names_the_file(break_it: object, message: str, tmp_path: Path) -> None:
-    save_pretrained(tiny("none"), load_tokenizer(HERE / "data" / "toy"), tmp_path)
-    break_it(tmp_path)
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        load_pretrained(tmp_path)
+def byte_level(*merges: str, **options: bool) -> ByteLevelBPE:
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    merged = [pair.replace(" ", "") for pair in merges]
+    return ByteLevelBPE([*special, *byte_symbols(), *merged], list(merges), **options)
 
 
-def test_a_tensor_of_another_shape_is_named_with_both_shapes(tmp_path: Path) -> None:
-    save_pretrained(tiny("none"), load_tokenizer(HERE / "data" / "toy"), tmp_path)
-    with pytest.raises(ValueError, match=r"W1.weight has shape \(24, 16\).* \(25, 16\)"):
-        load_pretrained(tmp_path, intermediate_size=25)
+def bpe_pieces(text: str, *merges: str, **options: bool) -> list[str]:
+    tokenizer = byte_level(*merges, **options)
+    return [tokenizer.vocab[i] for i in tokenizer.encode(text)]
+
+
+def test_bpe_merges_in_the_order_that_was_learned() -> None:
+    assert bpe_pieces("abc", "a b", "b c") == ["ab", "c"]
+    assert bpe_pieces("abc", "b c", "a b") == ["a", "bc"]
+    assert bpe_pieces("abcab", "a b", "ab c", "abc ab") == ["abcab"]
+    assert bpe_pieces("aaaaa", "a a", "aa aa") == ["aaaa", "a"], "from the left"
+
+
+def test_bpe_splits_as_gpt_2_does() -> None:
+    """At spaces, which stay with the word behind them, and between letters, digits and the rest."""
+    words = word_pattern().findall
+    assert words("I'll say: it's 3rd") == ["I", "'ll", " say", ":", " it", "'s", " 3", "rd"]
+    assert words("a  b\n\n c ") == ["a", " ", " b", "\n\n", " c", " "]
+    assert words("naïve夜²٣!?") == ["naïve夜", "²٣", "!?"]
+    assert words("a\x1cb\u2003c") == ["a", "\x1c", "b", "\u2003", "c"], "U+001C is no space"
+
+
+def test_a_leading_space_counts_in_bpe() -> None:
+    merges = ("o w", "ow l", "Ġ owl")
+    assert bpe_pieces("owl owl", *merges) == ["owl", "Ġowl"]
+    assert bpe_pieces("owl owl", *merges, add_prefix_space=True) == ["Ġowl", "Ġowl"]
+    assert bpe_pieces("owl <mask>", *merges) == ["owl", "<mask>"], "<mask> takes the space along"
+
+
+def test_bpe_brings_every_text_back() -> None:
+    tokenizer = load_tokenizer(REFERENCE / "roberta")
+    rng, codes = random.Random(0), [*range(0xD800), *range(0xE000, 0x110000)]
+    for _ in range(300):
+        text = "".join(map(chr, rng.sample(codes, 5))) + " the owls"
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def merged_in_loops(parts: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
+    """The specification: as long as there is one, merge the leftmost pair of the lowest rank."""
+    while pairs := [(ranks[p], i) for i, p in enumerate(itertools.pairwise(parts)) if p in ranks]:
+        _, i = min(pairs)
+        parts[i : i + 2] = ["".join(parts[i : i + 2])]
+    return parts
+
+
+def test_bpe_equals_plain_loops() -> None:
+    tokenizer, rng = load_tokenizer(REFERENCE / "roberta"), random.Random(0)
+    for length in range(1, 200):
+        word = "".join(rng.choice("owlmiceatsh") for _ in range(length))
+        expected = merged_in_loops(list(word), tokenizer.ranks)
+        assert [tokenizer.vocab[i] for i in tokenizer.word_ids(word)] == expected
+
+
+# ------------------------------------------------------------------ load_weights.py: bad folders
+
+
+def tokenizer_of_kind(folder: Path) -> None:
+    model = {"type": "Unigram", "vocab": [["a", -1.0]]}
+    content = {"model": model, "normalizer": None, "pre_tokenizer": {"type": "Metaspace"}}
+    (folder / "tokenizer.json").write_text(json.dumps(content | {"added_tokens": []}))
+
+
+def only_a_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def change_bert(**fields: object) -> Callable[[Path], None]:
+    return lambda folder: change_json(folder / "config.json", **fields)
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda folder: change_tensors(folder, lambda n, t: {} if n == name else {n: t})
+
+
+BAD_FOLDERS = {
+    "bert: no such folder": lambda f: shutil.rmtree(f),
+    "config.json: no such file": lambda f: (f / "config.json").unlink(),
+    "config.json: not JSON": lambda f: (f / "config.json").write_text("{"),
+    "config.json: must be a JSON object": lambda f: (f / "config.json").write_text("[]"),
+    "config.json: not UTF-8": lambda f: (f / "config.json").write_bytes(b"\xff"),
+    'config.json: model_type is "gpt2", must be "bert" or "r': change_bert(model_type="gpt2"),
+    'config.json: "hidden_act" is \'relu\', only \'gelu\' is known': change_bert(hidden_act="relu"),
+    "config.json: hidden_size is '16', must be a whole number": change_bert(hidden_size="16"),
+    "config.json: hidden_size 16 can't be divided among num_attention_heads 3": change_bert(
+        num_attention_heads=3
+    ),
+    "config.json: num_hidden_layers is 10000, must be": change_bert(num_hidden_layers=10000),
+    "config.json: hidden_dropout_prob is 2, must be at least 0": change_bert(hidden_dropout_prob=2),
+    "config.json: inject_layers ('n', 'o') must lie between": change_bert(inject_layers="no"),
+    "model.safetensors: no such file": lambda f: (f / "model.safetensors").unlink(),
+    "pytorch_model.bin is a pickle, which isn't read here. To convert it": only_a_pickle,
+    "model.safetensors: not a whole safetensors file": lambda f: cut(f / "model.safetensors"),
+    "model.safetensors: not a whole": lambda f: (f / "model.safetensors").write_bytes(b""),
+    "bert: bert.encoder.layer.2.attention.self.key.bias is missing": without(
+        "bert.encoder.layer.2.attention.self.key.bias"
+    ),
+    "bert: bert.encoder.layer.3.attention.self.query.weight is missing": change_bert(
+        num_hidden_layers=4
+    ),
+    "bert.encoder.layer.0.intermediate.dense.bias has shape (24,), but config.json asks for (25,): "
+    "intermediate_size 25": change_bert(intermediate_size=25),
+    "position_embeddings.weight has shape (40, 16), but config.json asks for (41, 16): "
+    "max_position_embeddings 41": change_bert(max_position_embeddings=41),
+    "holds torch.int64, must hold floating-point numbers": lambda f: change_tensors(
+        f, lambda n, t: {n: t.long()}
+    ),
+    "is there twice": lambda f: change_tensors(f, lambda n, t: {n: t, n[5:]: t.clone()}),
+    "bert: no tokenizer.json, vocab.txt or vocab.json": lambda f: (f / "vocab.txt").unlink(),
+    "vocab.txt: the token [PAD] is missing": lambda f: (f / "vocab.txt").write_text("a\nb\n"),
+    "the vocabulary has 96 tokens, but vocab_size in config.json is 95": lambda f: (
+        (f / "vocab.txt").open("a").write("more\n")
+    ),
+    "the vocabulary has 92 tokens, but": lambda f: cut(f / "vocab.txt"),
+    "[PAD] has the id 0, but pad_token_id in config.json is 1": change_bert(pad_token_id=1),
+    "tokenizer.json: a tokenizer of the kind Unigram + Metaspace; read are": tokenizer_of_kind,
+    "tokenizer.json: not as transformers writes it (KeyError('model'))": lambda f: (
+        (f / "tokenizer.json").write_text("{}")
+    ),
+}
+
+
+@pytest.mark.parametrize("message", BAD_FOLDERS)
+def test_a_broken_folder_gets_one_line(message: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(REFERENCE / "bert", tmp_path / "bert"))
+    BAD_FOLDERS[message](folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)) as error:
+        load_pretrained(folder)
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_flipped_bytes_give_a_model_or_one_line(folder: Path) -> None:
+    """400 times a byte or two of a random file; half of the flips hit the first 4,000 bytes."""
+    rng, refused = random.Random(0), []
+    files = sorted(p for p in folder.iterdir() if "expected" not in p.name and p.suffix != ".jsonl")
+    for _ in range(400):
+        path = rng.choice(files)
+        whole = path.read_bytes()
+        flipped, end = bytearray(whole), rng.choice((4000, len(whole)))
+        for _ in range(rng.randint(1, 2)):
+            flipped[rng.randrange(min(end, len(whole)))] = rng.randrange(256)
+        path.write_bytes(flipped)
+        try:
+            model, tokenizer = load_pretrained(folder)
+            model(torch.tensor([[tokenizer.encode("the owl's nest")]]))
+        except ValueError as error:
+            refused.append(str(error))
+        path.write_bytes(whole)
+    assert 40 < len(refused) < 360, "of use only if some flips are noticed and some are harmless"
+    for message in refused:
+        assert message.startswith(str(folder))
+        assert len(message.splitlines()) == 1, message
+
+
+def test_the_report_says_what_is_in_a_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["load_weights.py", str(folder), "--inject", "ffn"])
+    load_weights.main()
+    said = capsys.readouterr().out
+    for words in (
+        f"{folder.name}, injection ffn: 3 layers, hidden size 16",
+        "loaded     57\n",
+        "unused     0\n",
+        "new        9\n             encoder.layer.1,2.Wk (bias, weight)\n",
+    ):
+        assert words in said
+    (folder / "config.json").unlink()
+    with pytest.raises(SystemExit) as stopped:
+        load_weights.main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == f"error: {folder / 'config.json'}: no such file\n"
+
+
+# ------------------------------------------- load_weights.py beside transformers and tokenizers
+
+
+@pytest.fixture
+def transformers() -> ModuleType:
+    return pytest.importorskip("transformers", reason="the references above hold without it")
+
+
+RANDOM_SHAPES = [
+    {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 7},
+    {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 96},
+]
+
+
+@pytest.mark.parametrize("shape", RANDOM_SHAPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_models_agree_both_ways(
+    kind: str, shape: dict, transformers: ModuleType, tmp_path: Path
+) -> None:
+    """What transformers writes opens here, what is written here opens there; the same scores."""
+    shutil.copytree(REFERENCE / kind, tmp_path / "theirs")
+    name, size = kind.capitalize(), load_tokenizer(REFERENCE / kind)
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=len(size.vocab), initializer_range=0.2, max_position_embeddings=40, **shape
+    )
+    theirs = getattr(transformers, f"{name}ForMultipleChoice")(config).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours, tokenizer = load_pretrained(tmp_path / "theirs")
+    save_pretrained(ours, tokenizer, tmp_path / "ours")
+    reopened = type(theirs).from_pretrained(tmp_path / "ours").eval()
+    ids = torch.randint(5, len(tokenizer.vocab), (3, 2, 9))
+    ids[0, 1, 4:] = ids[2, 0, 7:] = tokenizer.pad_token_id
+    inputs = {"input_ids": ids, "attention_mask": (ids != tokenizer.pad_token_id).long()}
+    with torch.no_grad():
+        scores = theirs(**inputs).logits
+        assert biggest_change(ours(**inputs), scores) < 2e-5
+        assert torch.equal(reopened(**inputs).logits, scores)
+    opened = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    for line in (REFERENCE / kind / "texts.jsonl").read_text(encoding="utf-8").splitlines():
+        text, expected = json.loads(line).values()
+        assert opened.encode(text, add_special_tokens=False) == expected, text
+
+
+@pytest.fixture(scope="module")
+def characters() -> list[str]:
+    """All that Unicode has a name for, less what tokenizers and Python have from different years:
+    marks, punctuation and format characters that are newer than Unicode 3.2 or changed since.
+    """
+
+    def may_differ(c: str) -> bool:
+        now, then = unicodedata.category(c), unicodedata.ucd_3_2_0.category(c)
+        return now != then and any(k in ("Mn", "Mc", "Cf") or k[0] == "P" for k in (now, then))
+
+    everything = (chr(i) for i in range(sys.maxunicode + 1))
+    known = [c for c in everything if unicodedata.category(c) not in ("Cn", "Co", "Cs")]
+    return [c for c in known if not may_differ(c)]
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_wordpiece_treats_every_character_as_tokenizers_does(
+    lower: bool, characters: list[str]
+) -> None:
+    """With a vocabulary of all characters, alone, between letters, and in random strings."""
+    lib = pytest.importorskip("tokenizers", reason="the references above hold without it")
+    ours = WordPiece([*WordPiece.special, *characters, *(f"##{c}" for c in characters)], lower)
+    theirs = lib.Tokenizer(lib.models.WordPiece(ours.ids, unk_token="[UNK]"))
+    theirs.normalizer = lib.normalizers.BertNormalizer(lowercase=lower)
+    theirs.pre_tokenizer = lib.pre_tokenizers.BertPreTokenizer()
+    texts = [f"{c} a{c}B" for c in characters]
+    rng, often = random.Random(0), [*" aÉΣςİ\u0301\u200d犬!", *characters[:800]]
+    for _ in range(5000):
+        pool = rng.choice((often, characters))
+        texts.append("".join(rng.choice(pool) for _ in range(rng.randrange(20))))
+    for text, expected in zip(texts, theirs.encode_batch(texts), strict=True):
+        found = [ours.vocab[i] for i in ours.encode(text)]
+        assert found == expected.tokens, f"{text!r} is split otherwise"
+
+
+def test_bpe_splits_every_character_as_tokenizers_does(characters: list[str]) -> None:
+    lib = pytest.importorskip("tokenizers", reason="the references above hold without it")
+    split = lib.pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str
+    ours = byte_level()
+    for c in characters:
+        text = f"a{c}1 {c}'s"
+        words = ["".join(ours.symbols[b] for b in w.encode()) for w in word_pattern().findall(text)]
+        assert words == [word for word, _ in split(text)], f"{text!r} is split otherwise"
 
 
 # ---------------------------------------------------------------------------------------- data/
@@ -696,7 +1220,7 @@ def test_one_command_trains_reports_and_saves(
         (["--inject", "fnn"], "invalid choice: 'fnn'"),
         (["--steps", "0"], "argument --steps: invalid positive value: '0'"),
         (["--layers", "7"], "inject_layers (7,) must lie between 0 and 2"),
-        (["--facts", "0"], "num_facts is 0, must be at least 1"),
+        (["--facts", "0"], "num_facts is 0, must be a whole number from 1"),
     ],
 )
 def test_wrong_arguments_get_one_line_and_status_2(

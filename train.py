@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from kformer import KformerForMultipleChoice
-from load_weights import WordPiece, load_config, load_pretrained, load_tokenizer, save_pretrained
+from load_weights import Tokenizer, load_config, load_pretrained, load_tokenizer, save_pretrained
 
 # ------------------------------------------------------------------------------------ questions
 
@@ -95,7 +95,7 @@ class Encoded:
     answer: int
 
 
-def encode(q: Question, tokenizer: WordPiece, max_length: int) -> Encoded:
+def encode(q: Question, tokenizer: Tokenizer, max_length: int) -> Encoded:
     """[CLS] context question [SEP] choice [SEP], segments 0 and 1.
 
     Too long an input loses the beginning of its context, never the choice.
@@ -261,7 +261,7 @@ def fired(model: KformerForMultipleChoice, choice: int) -> list[float]:
 
 @torch.inference_mode()
 def show(
-    model: KformerForMultipleChoice, tokenizer: WordPiece, question: Question, dtype: torch.dtype
+    model: KformerForMultipleChoice, tokenizer: Tokenizer, question: Question, dtype: torch.dtype
 ) -> None:
     """One worked question: its facts, how strongly they fired, the choices and probabilities."""
     model.eval()
@@ -341,7 +341,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def load(
     args: argparse.Namespace,
-) -> tuple[KformerForMultipleChoice, WordPiece, dict[str, list[Question]]]:
+) -> tuple[KformerForMultipleChoice, Tokenizer, dict[str, list[Question]]]:
     """The model, its tokenizer, and the questions of each split, "test" last where there is one."""
     splits = ["train", "valid"] + ["test"] * (args.data / "test.jsonl").exists()
     questions = {split: read_questions(args.data / f"{split}.jsonl") for split in splits}
