@@ -43,18 +43,14 @@ from kformer import (
     nearest_facts,
 )
 from load_weights import (
-    ByteLevelBPE,
-    Tokenizer,
-    WordPiece,
-    byte_symbols,
     grouped,
     load_pretrained,
     load_tokenizer,
     open_folder,
     our_name,
     save_pretrained,
-    word_pattern,
 )
+from tokenizer import ByteLevelBPE, Tokenizer, WordPiece, byte_symbols, word_pattern
 
 torch.set_num_threads(1)  # the models are too small to be shared out
 HERE = Path(__file__).resolve().parent
@@ -809,6 +805,7 @@ def test_a_leading_space_counts_in_bpe() -> None:
     merges = ("o w", "ow l", "Ġ owl")
     assert bpe_pieces("owl owl", *merges) == ["owl", "Ġowl"]
     assert bpe_pieces("owl owl", *merges, add_prefix_space=True) == ["Ġowl", "Ġowl"]
+    assert bpe_pieces("\towl", *merges, add_prefix_space=True) == ["Ġ", "ĉ", "owl"]
     assert bpe_pieces("owl <mask>", *merges) == ["owl", "<mask>"], "<mask> takes the space along"
 
 

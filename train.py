@@ -22,7 +22,8 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from kformer import KformerForMultipleChoice
-from load_weights import Tokenizer, load_config, load_pretrained, load_tokenizer, save_pretrained
+from load_weights import load_config, load_pretrained, load_tokenizer, save_pretrained
+from tokenizer import Tokenizer
 
 # ------------------------------------------------------------------------------------ questions
 
