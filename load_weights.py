@@ -182,9 +182,11 @@ def load_weights(
     """The model of `config` with the weights of a folder, in evaluation mode.
 
     What isn't in the model is left unused: buffers, heads of other tasks. The pooler, the head for
-    multiple choice and the parameters of the injection may be missing; nothing else may.
+    multiple choice and the parameters of the injection may be missing; nothing else may. Tensors
+    are mapped from the file, as transformers does it: as long as the model lives, the file may be
+    replaced, but mustn't be written into.
     """
-    with Unfilled():
+    with naming(folder / "config.json"), Unfilled():
         model = KformerForMultipleChoice(config)
     wanted, tensors, report = model.state_dict(), {}, LoadReport([], [], [])
     for path in weight_files(folder):
@@ -383,16 +385,18 @@ def in_order(ids: dict[str, int]) -> list[str]:
 
 
 def grouped(names: list[str]) -> list[str]:
-    """encoder.layer.0.Wk.bias, encoder.layer.1.Wk.bias -> encoder.layer.0-1.Wk (bias)"""
+    """encoder.layer.0.Wk.bias, encoder.layer.0.Wk.weight and the same of layers 1 and 2 ->
+    encoder.layer.0-2.Wk.bias/weight
+    """
     groups = {}  # module -> its layers, its parameters
     for name in names:
-        module, _, parameter = name.rpartition(".")
-        general = re.sub(r"(?<=layer\.)\d+", "*", module)
+        module, dot, parameter = name.rpartition(".")
+        general = re.sub(r"(?<=layer\.)\d+", "*", module + dot)
         layers, parameters = groups.setdefault(general, (set(), set()))
         layers.update(map(int, re.findall(r"(?<=layer\.)\d+", module)))
         parameters.add(parameter)
     return [
-        f"{module.replace('*', span(layers))} ({', '.join(sorted(parameters))})"
+        module.replace("*", span(layers)) + "/".join(sorted(parameters))
         for module, (layers, parameters) in groups.items()
     ]
 

@@ -555,7 +555,8 @@ def test_every_tensor_is_in_one_of_three_lists(folder: Path) -> None:
     change_tensors(folder, lambda n, t: {} if "pooler" in n else {n: t})
     three = {"classifier.weight": torch.zeros(3, 16), "classifier.bias": torch.zeros(3)}
     change_tensors(folder, lambda n, t: {n: three.get(n, t)})
-    model, _, report = open_folder(folder, inject="ffn", inject_layers=(0, 2))
+    model, tokenizer, report = open_folder(folder, inject="ffn", inject_layers=(0, 2))
+    assert model.config.sep_token_id == tokenizer.sep_token_id
     modules = ["encoder.layer.0.Wk", "encoder.layer.0.Wv", "encoder.layer.2.Wk"]
     modules += ["encoder.layer.2.Wv", "pooler", "classifier"]
     new = {f"{module}.{parameter}" for module in modules for parameter in ("weight", "bias")}
@@ -569,9 +570,9 @@ def test_every_tensor_is_in_one_of_three_lists(folder: Path) -> None:
 
 def test_long_lists_are_grouped_by_layer() -> None:
     names = [f"encoder.layer.{i}.ffn.W1.{p}" for i in (0, 1, 10, 2) for p in ("weight", "bias")]
-    assert grouped(names) == ["encoder.layer.0,1,2,10.ffn.W1 (bias, weight)"]
+    assert grouped(names) == ["encoder.layer.0,1,2,10.ffn.W1.bias/weight"]
     names = [f"encoder.layer.{i}.Wk.bias" for i in (3, 4, 5)]
-    assert grouped([*names, "pooler.bias"]) == ["encoder.layer.3-5.Wk (bias)", "pooler (bias)"]
+    assert grouped([*names, "pooler.bias"]) == ["encoder.layer.3-5.Wk.bias", "pooler.bias"]
 
 
 @pytest.mark.parametrize("inject", ["attention", "ffn"])
@@ -842,6 +843,11 @@ def tokenizer_of_kind(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(content | {"added_tokens": []}))
 
 
+def with_a_gap(tokenizer: WordPiece) -> dict:
+    del tokenizer.ids["w7"]
+    return whole_tokenizer(tokenizer)
+
+
 def only_a_pickle(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
@@ -865,6 +871,7 @@ BAD_FOLDERS = {
     "config.json: must be a JSON object": lambda f: (f / "config.json").write_text("[]"),
     "config.json: not UTF-8": lambda f: (f / "config.json").write_bytes(b"\xff"),
     'config.json: model_type is "gpt2", must be "bert" or "r': change_bert(model_type="gpt2"),
+    'config.json: model_type is "a b", must be': change_bert(model_type="a\nb"),
     'config.json: "hidden_act" is \'relu\', only \'gelu\' is known': change_bert(hidden_act="relu"),
     "config.json: hidden_size is '16', must be a whole number": change_bert(hidden_size="16"),
     "config.json: hidden_size 16 can't be divided among num_attention_heads 3": change_bert(
@@ -899,6 +906,9 @@ BAD_FOLDERS = {
     "the vocabulary has 92 tokens, but": lambda f: cut(f / "vocab.txt"),
     "[PAD] has the id 0, but pad_token_id in config.json is 1": change_bert(pad_token_id=1),
     "tokenizer.json: a tokenizer of the kind Unigram + Metaspace; read are": tokenizer_of_kind,
+    "tokenizer.json: the ids of the tokens must be 0, 1, 2, ... without gaps": lambda f: (
+        (f / "tokenizer.json").write_text(json.dumps(with_a_gap(tiny_tokenizer())))
+    ),
     "tokenizer.json: not as transformers writes it (KeyError('model'))": lambda f: (
         (f / "tokenizer.json").write_text("{}")
     ),
@@ -948,7 +958,7 @@ def test_the_report_says_what_is_in_a_folder(
         f"{folder.name}, injection ffn: 3 layers, hidden size 16",
         "loaded     57\n",
         "unused     0\n",
-        "new        9\n             encoder.layer.1,2.Wk (bias, weight)\n",
+        "new        9\n             encoder.layer.1,2.Wk.bias/weight\n",
     ):
         assert words in said
     (folder / "config.json").unlink()
