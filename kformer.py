@@ -348,6 +348,8 @@ class Kformer(nn.Module):
     input_ids (..., T); attention_mask (..., T), 1 for a token and 0 for padding, by default what
     isn't `pad_token_id`; token_type_ids (..., T), by default 0; fact_ids (..., S, L), padded with
     `pad_token_id`, an all-padding row is an empty slot -> (..., T, D)
+
+    `kept_facts` (..., N, L) are the ids of the facts that were kept of the last ones.
     """
 
     def __init__(self, config: KformerConfig) -> None:
@@ -355,6 +357,7 @@ class Kformer(nn.Module):
         self.config = config
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
+        self.kept_facts: Tensor | None = None
         if config.inject in ("attention", "ffn"):  # a copy, trained on its own (paper, section 3.2)
             self.fact_embeddings = deepcopy(self.embeddings.word_embeddings)
 
@@ -365,7 +368,7 @@ class Kformer(nn.Module):
         pad, T = self.config.pad_token_id, input_ids.shape[-1]
         mask = input_ids != pad if attention_mask is None else attention_mask.bool()
         segments = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        facts = real = None
+        facts = real = self.kept_facts = None
         if fact_ids is not None and fact_ids.dim() != input_ids.dim() + 1:
             raise ValueError(
                 f"fact_ids {tuple(fact_ids.shape)} must have one dimension more than input_ids "
@@ -377,6 +380,7 @@ class Kformer(nn.Module):
             if fact_ids.shape[-2] > self.config.num_facts:
                 question = mean_embedding(words, input_ids, mask)
                 fact_ids = nearest_facts(fact_ids, table, question, self.config)
+            self.kept_facts = fact_ids
             if concat:
                 input_ids, mask, segments = append_facts(
                     input_ids, mask, segments, fact_ids, self.config

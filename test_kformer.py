@@ -23,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -49,6 +50,16 @@ from load_weights import (
     open_folder,
     our_name,
     save_pretrained,
+)
+from questions import (
+    BM25,
+    Question,
+    best,
+    read_facts,
+    read_questions,
+    release,
+    retrieve,
+    words,
 )
 from tokenizer import ByteLevelBPE, Tokenizer, WordPiece, byte_symbols, word_pattern
 
@@ -424,6 +435,8 @@ def test_roberta_counts_positions_behind_the_padding_id() -> None:
         ({"inject": "fnn"}, 'inject is "fnn"'),
         ({"model_type": "gpt2"}, 'model_type is "gpt2"'),
         ({"num_attention_heads": 5}, "num_attention_heads 5"),
+        ({"pad_token_id": 50}, "pad_token_id 50 must be below vocab_size 50"),
+        ({"max_position_embeddings": 1, "model_type": "roberta"}, "leaves no room for a token"),
         ({"inject_layers": (1, 3)}, "between 0 and 2"),
         ({"num_facts": 0}, "num_facts is 0"),
     ],
@@ -769,7 +782,7 @@ def test_wordpiece_cleans_splits_and_takes_the_longest_piece() -> None:
     assert encode("CAFÉ!\tcafe\u200b犬") == [8, 9, 8, 10]
     assert encode("unhappy café" + "!" * 2) == [1, 8, 9, 9]
     assert encode("un" + "ly" * 49) == [4] + [6] * 49, "100 characters"
-    assert encode("un" + "ly" * 50) == [1], "over 100 characters"
+    assert encode("un" + "ly" * 49 + "h") == [1], "over 100 characters"
     assert encode("un[SEP]ly") == [4, 3, 1], "a special token in the text is that token"
     assert WordPiece(vocab).decode([4, 5, 6, 9]) == "unhappily !"
     assert WordPiece(vocab, lower=False).encode("Cafe cafe") == [1, 8]
@@ -954,13 +967,13 @@ def test_the_report_says_what_is_in_a_folder(
     monkeypatch.setattr(sys, "argv", ["load_weights.py", str(folder), "--inject", "ffn"])
     load_weights.main()
     said = capsys.readouterr().out
-    for words in (
+    for part in (
         f"{folder.name}, injection ffn: 3 layers, hidden size 16",
         "loaded     57\n",
         "unused     0\n",
         "new        9\n             encoder.layer.1,2.Wk.bias/weight\n",
     ):
-        assert words in said
+        assert part in said
     (folder / "config.json").unlink()
     with pytest.raises(SystemExit) as stopped:
         load_weights.main()
@@ -1060,8 +1073,8 @@ def test_bpe_splits_every_character_as_tokenizers_does(characters: list[str]) ->
 
 
 @pytest.fixture(scope="module")
-def toy() -> dict[str, list[train.Question]]:
-    return {s: train.read_questions(HERE / "data/toy" / f"{s}.jsonl") for s in make_toy.SIZES}
+def toy() -> dict[str, list[Question]]:
+    return {s: read_questions(HERE / "data/toy" / f"{s}.jsonl") for s in make_toy.SIZES}
 
 
 def test_the_toy_world_is_what_its_generator_writes(tmp_path: Path) -> None:
@@ -1077,8 +1090,8 @@ def test_every_word_of_every_level_is_in_the_vocabulary(level: str) -> None:
     for split, rng in ((split, random.Random(0)) for split in make_toy.SIZES):
         for _ in range(300):
             line = json.dumps(make_toy.make_question(rng, split, level))
-            question = train.parse_question(line)
-            for text in (question.question, *question.choices, *question.facts):
+            question = release(json.loads(line), None)
+            for text in (question.question, *question.choices, *question.facts[0]):
                 assert tokenizer.unk_token_id not in tokenizer.encode(text), text
 
 
@@ -1091,7 +1104,7 @@ def triple(fact: str) -> tuple[str, str, str]:
 def test_each_question_is_two_people_by_two_relations(toy: dict) -> None:
     """The right fact differs from the others in person, in relation, in both; each has a choice."""
     for question in toy["valid"] + toy["test"]:
-        facts = [triple(fact) for fact in question.facts]
+        facts = [triple(fact) for fact in question.facts[0]]
         assert sorted(value for _, _, value in facts) == sorted(question.choices)
         asked = [f for f in facts if f[0] in question.question and f[1] in question.question]
         assert [value for _, _, value in asked] == [question.choices[question.answer]]
@@ -1101,7 +1114,7 @@ def test_each_question_is_two_people_by_two_relations(toy: dict) -> None:
 
 def test_people_and_values_are_known_but_not_together(toy: dict) -> None:
     pairs = {
-        split: {(who, value) for q in questions for who, _, value in map(triple, q.facts)}
+        split: {(who, value) for q in questions for who, _, value in map(triple, q.facts[0])}
         for split, questions in toy.items()
     }
     for split in ("valid", "test"):
@@ -1132,58 +1145,261 @@ def test_without_facts_nothing_tells_the_choices_apart(toy: dict) -> None:
     assert abs(hits / len(toy["test"]) - 0.25) < 4 * math.sqrt(0.25 * 0.75 / len(toy["test"]))
 
 
+# ---------------------------------------------------------------------------------- questions.py
+
+OWL = ("What eats mice?", ["the owl", "the oak", "rain"])
+FORMATS = {
+    "release": {
+        "question": OWL[0], "choices": [{"text": c} for c in OWL[1]], "AnswerKey": "A",
+        "knowledges": ["Owls eat mice."],
+    },
+    "release, facts of each choice": {
+        "context": "", "question": OWL[0], "answer_idx": "A",
+        "choices": [{"text": c, "knowledge": [f"About {c}."]} for c in OWL[1]],
+    },
+    "social_iqa": {"context": "", "question": OWL[0]}
+    | {f"answer{letter}": choice for letter, choice in zip("ABC", OWL[1], strict=True)},
+    "stem": {
+        "question": {
+            "stem": OWL[0],
+            "choices": [{"label": str(i), "text": c} for i, c in enumerate(OWL[1], 1)],
+        },
+        "answerKey": "1",
+    },
+    "medqa": {
+        "question": OWL[0], "options": dict(zip("ABC", OWL[1], strict=True)), "answer_idx": "A"
+    },
+}  # fmt: skip
+
+
+def write_lines(path: Path, *rows: dict | str) -> Path:
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_is_recognised_by_its_keys(name: str, tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "train.jsonl", FORMATS[name])
+    if name == "social_iqa":
+        write_lines(tmp_path / "train-labels.lst", "1")
+    facts = {"release": [["Owls eat mice."]]}.get(name, [[]])
+    if "each choice" in name:
+        facts = [["About the owl."], ["About the oak."], ["About rain."]]
+    assert read_questions(path) == [Question("", *OWL, 0, facts)]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_test_set_needs_no_answers_but_training_does(name: str, tmp_path: Path) -> None:
+    keys = ("AnswerKey", "answerKey", "answer_idx")
+    row = {key: value for key, value in FORMATS[name].items() if key not in keys}
+    path = write_lines(tmp_path / "test.jsonl", row)
+    assert read_questions(path, answers_needed=False)[0].answer is None
+    with pytest.raises(ValueError, match=r"test.jsonl, line 1: the answer is missing"):
+        read_questions(path)
+
+
+BAD_LINES = {
+    "line 2: not JSON": "{",
+    "line 2: must be a JSON object": "[]",
+    'line 2: has neither "choices" nor "question.stem", "options" or "answerA"': {"question": "?"},
+    'line 2: "text" is missing or not a text': {"question": "?", "choices": [{"text": 1}] * 2},
+    'line 2: "choices" is missing or not a list': {"question": "?", "choices": "ab"},
+    'line 2: "context" is missing or not a text': FORMATS["release"] | {"context": 1},
+    'line 2: "knowledges" must be a list of texts': FORMATS["release"] | {"knowledges": [1]},
+    "line 2: needs at least two choices, has 1": {
+        "question": "?", "choices": [{"text": "a"}], "AnswerKey": "A"
+    },
+    "line 2: needs at least two choices, has 0": {"question": "?", "choices": []},
+    "line 2: the answer must be one of A, B, C, not 'D'": FORMATS["release"] | {"AnswerKey": "D"},
+    "line 2: the answer must be one of A, B, C, not 1": FORMATS["release"] | {"AnswerKey": 1},
+    "line 2: the answer is missing": FORMATS["release"] | {"AnswerKey": ""},
+    "line 2: in another format than the lines before": FORMATS["medqa"],
+    "surrogates not allowed": FORMATS["release"] | {"question": "\ud83e"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", BAD_LINES)
+def test_a_bad_line_is_named(message: str, tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "train.jsonl", FORMATS["release"], BAD_LINES[message])
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        read_questions(path)
+    assert str(error.value).startswith(f"{path}, line 2: ")
+    assert "\n" not in str(error.value)
+
+
+def test_bad_files_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    with pytest.raises(FileNotFoundError, match=r"train.jsonl: no such file"):
+        read_questions(path)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"train.jsonl: is empty"):
+        read_questions(path)
+    path.write_bytes(json.dumps(FORMATS["release"]).encode() + b"\n\xff\n")
+    with pytest.raises(ValueError, match=r"train.jsonl, line 2: not UTF-8 text"):
+        read_questions(path)
+    write_lines(path, FORMATS["social_iqa"])
+    write_lines(tmp_path / "train-labels.lst", "1", "2")
+    with pytest.raises(ValueError, match=r"train-labels.lst: 2 labels for 1 questions"):
+        read_questions(path)
+    write_lines(tmp_path / "facts.txt", " ", "")
+    with pytest.raises(ValueError, match=r"facts.txt: no facts in it"):
+        read_facts(tmp_path / "facts.txt")
+
+
+def bm25_in_loops(query: str, fact: str, facts: list[str], k1: float, b: float) -> float:
+    """The specification: Robertson and Zaragoza's formula, word by word."""
+    split = [words(f) for f in facts]
+    mean, score = sum(map(len, split)) / len(split), 0.0
+    for word in words(query):
+        n, having = words(fact).count(word), sum(word in f for f in split)
+        idf = math.log(1 + (len(facts) - having + 0.5) / (having + 0.5))
+        damping = k1 * (1 - b + b * len(words(fact)) / mean)
+        score += idf * n * (k1 + 1) / (n + damping) if n else 0
+    return score
+
+
+@pytest.mark.parametrize(("k1", "b"), [(1.2, 0.75), (0.5, 0.0), (2.0, 1.0)])
+def test_bm25_equals_plain_loops(k1: float, b: float, toy: dict) -> None:
+    facts = [fact for q in toy["test"][:30] for fact in q.facts[0]] + ["", "Owls owls owls eat."]
+    index = BM25(facts, k1, b)
+    for query in ("Where is Mira's school?", "Does the owl eat owls?", "of the", ""):
+        expected = [bm25_in_loops(query, fact, facts, k1, b) for fact in facts]
+        assert abs(index.scores(query) - expected).max() < 1e-5
+
+
+def test_the_best_facts_come_first_and_of_equals_the_first() -> None:
+    scores = np.array([0, 2, 1, 3, 1, 1, 0], np.float32)
+    assert best(scores, 3) == [3, 1, 2]
+    assert best(scores, 4) == [3, 1, 2, 4]
+    assert best(scores, 99) == [3, 1, 2, 4, 5], "a fact without a common word is none"
+
+
+def test_each_choice_gets_the_facts_for_it_and_the_question() -> None:
+    facts = ["Owls eat mice.", "Oaks are trees.", "Rain falls.", "Mice eat oaks."]
+    question = Question("", *OWL, 0, [[]])
+    retrieve([question], facts, 2)
+    assert question.facts == [
+        ["Owls eat mice.", "Mice eat oaks."],
+        ["Mice eat oaks.", "Owls eat mice."],
+        ["Rain falls.", "Owls eat mice."],
+    ]
+
+
+def test_words_lose_endings_and_the_common_ones_are_left_out() -> None:
+    assert words("The owls were hunting, isn't it?") == ["owl", "hunt", "isn", "t"]
+    assert words("ing is us") == ["ing", "us"], "short words keep theirs"
+
+
 # -------------------------------------------------------------------------------------- train.py
 
 
 def test_a_question_becomes_one_row_a_choice(toy: dict) -> None:
     tokenizer, question = load_tokenizer(HERE / "data" / "toy"), toy["train"][0]
-    encoded = train.encode(question, tokenizer, 128)
+    encoded = train.encode(question, tokenizer, TINY)
     for choice, row, segments in zip(
         question.choices, encoded.input_ids, encoded.token_type_ids, strict=True
     ):
-        words = " ".join(tokenizer.decode([i]) for i in row)
+        found = " ".join(tokenizer.decode([i]) for i in row)
         text = tokenizer.decode(tokenizer.encode(question.question))
-        assert words == f"[CLS] {text} [SEP] {choice.lower()} [SEP]"
+        assert found == f"[CLS] {text} [SEP] {choice.lower()} [SEP]"
         assert segments == [0] * (row.index(tokenizer.sep_token_id) + 1) + [1, 1]
+
+
+def test_roberta_gets_the_text_of_the_release() -> None:
+    """<s> context </s> Q: question </s> A: choice </s>, all in the one segment it knows."""
+    model, tokenizer = load_pretrained(REFERENCE / "roberta")
+    question = Question("The owl", "hunts?", ["mice", "oaks"], 0, [["owl"]])
+    encoded = train.encode(question, tokenizer, model.config)
+    assert tokenizer.decode(encoded.input_ids[1]) == "<s>The owl</s>Q: hunts?</s>A: oaks</s>"
+    question.context = ""
+    without = train.encode(question, tokenizer, model.config)
+    assert tokenizer.decode(without.input_ids[1]) == "<s>Q: hunts?</s>A: oaks</s>"
+    assert not any(map(any, encoded.token_type_ids))
+    assert train.score(model, [encoded, without], torch.float32)[0].isfinite().all()
 
 
 def test_too_long_a_question_loses_its_beginning_never_the_choice() -> None:
     tokenizer = load_tokenizer(HERE / "data" / "toy")
-    question = train.Question("red " * 50, "hat ?", ["Norwick", "Oakham"], 0, ["red " * 50])
-    row = train.encode(question, tokenizer, 8).input_ids[1]
-    assert tokenizer.decode(row) == "[CLS] red red hat ? [SEP] oakham [SEP]"
+    question = Question("red " * 50, "hat ?", ["Norwick", "Oakham"], 0, [["red " * 50]])
+    short = replace(TINY, max_position_embeddings=8)
+    encoded = train.encode(question, tokenizer, short)
+    assert tokenizer.decode(encoded.input_ids[1]) == "[CLS] red red hat ? [SEP] oakham [SEP]"
+    assert encoded.shortened
+    question.context = "red red"
+    assert train.encode(question, tokenizer, short).input_ids == encoded.input_ids
+    assert not train.encode(question, tokenizer, short).shortened
 
 
-def test_each_epoch_has_every_question_once() -> None:
-    data = list(range(10))
+def ids(*choices: int, facts: int = 1, length: int = 3) -> train.Encoded:
+    """A question with one choice for each id, the id repeated `length` times."""
+    rows = [[i] * length for i in choices]
+    return train.Encoded(rows, [[0] * length for _ in rows], [[[9, 9]]] * facts, 0, False)
+
+
+def test_questions_of_different_sizes_share_a_batch() -> None:
+    """Of 2 and 3 choices, with facts for all of them and for each one; nothing depends on it."""
+    model = tiny("ffn")
+    questions = [ids(5, 6, 7), ids(8, 9, length=5), ids(5, 6, 7, facts=3, length=2)]
+    inputs, answers = train.collate(questions, TINY.pad_token_id, torch.device("cpu"))
+    assert inputs["input_ids"].shape == (3, 3, 5)
+    assert inputs["fact_ids"].shape == (3, 3, 1, 2)
+    assert answers.tolist() == [0, 0, 0]
+    scores = train.score(model, questions, torch.float32)[0]
+    assert scores[1, 2] == -math.inf, "the choice that isn't there"
+    for i, question in enumerate(questions):
+        alone = train.score(model, [question], torch.float32)[0][0]
+        assert biggest_change(scores[i, : len(alone)], alone) < 1e-6
+
+
+def test_facts_for_all_choices_are_not_repeated() -> None:
+    inputs, _ = train.collate([ids(5, 6), ids(7, 8)], 0, torch.device("cpu"))
+    assert inputs["fact_ids"].shape == (2, 1, 1, 2)
+
+
+def test_each_epoch_has_every_question_once_in_batches_of_similar_lengths() -> None:
+    lengths = random.Random(0).choices(range(1, 60), k=1000)
+    data = [ids(5, 6, length=n) for n in lengths]
     batches = train.shuffled(data, 4, seed=0)
-    epochs = [[i for batch in itertools.islice(batches, 3) for i in batch] for _ in range(2)]
-    assert sorted(epochs[0]) == sorted(epochs[1]) == data
+    epochs = [list(itertools.islice(batches, 250)) for _ in range(2)]
+    for epoch in epochs:
+        assert sorted(id(q) for batch in epoch for q in batch) == sorted(map(id, data))
     assert epochs[0] != epochs[1]
-    assert next(train.shuffled(data, 10, seed=0)) != next(train.shuffled(data, 10, seed=1))
+    assert next(train.shuffled(data, 9, seed=0)) != next(train.shuffled(data, 9, seed=1))
+    width = sum(4 * max(map(len, batch)) for batch in epochs[0])
+    assert width < 1.05 * sum(lengths), "hardly any padding"
+    firsts = [max(map(len, batch)) for batch in epochs[0][:20]]
+    assert firsts != sorted(firsts), "but short and long batches alternate"
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", "line 2: not JSON"),
-        ("[]", "line 2: must be a JSON object"),
-        ('{"question": "?"}', 'line 2: "AnswerKey" is missing'),
-        ('{"question": "?", "AnswerKey": "A"}', 'line 2: "choices" is missing'),
-        ('{"question": "?", "context": 1, "AnswerKey": "A"}', 'line 2: "context" is missing or'),
-        ('{"question": "?", "choices": [{"text": "a"}], "AnswerKey": "A"}', "at least two"),
-        (
-            '{"question": "?", "choices": [{"text": "a"}, {"text": "b"}], "AnswerKey": "C"}',
-            'line 2: "AnswerKey" must be one of AB, not "C"',
-        ),
-    ],
-)
-def test_a_bad_line_is_named(line: str, message: str, tmp_path: Path) -> None:
-    good = (HERE / "data" / "toy" / "test.jsonl").read_text(encoding="utf-8").split("\n")[0]
-    path = tmp_path / "train.jsonl"
-    path.write_text(f"{good}\n{line}\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=message):
-        train.read_questions(path)
+def test_the_groups_of_parameters_have_their_rates_and_decay() -> None:
+    model = tiny("ffn")
+    new = ["classifier.weight", "classifier.bias"]
+    groups = train.parameter_groups(model, new, lr=1.0)
+    found = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        decay = 0.0 if name.endswith(("bias", "norm.weight")) else 0.01
+        assert found[id(parameter)] == (10.0 if name in new else 1.0, decay), name
+
+
+def test_baselines_are_what_rules_without_learning_reach() -> None:
+    known = [Question("", "?", ["red hat", "blue coat"], 1, [["the coat is blue"]])]
+    other = [Question("a hat", "red?", ["red hat", "coat"], 0, [[]])]
+    said = "always choice 2: 50.0%, most common words: 100.0%"
+    assert train.baselines(known, known + other) == said
+
+
+def test_the_facts_that_were_kept_are_named() -> None:
+    tokenizer = tiny_tokenizer()
+    facts = [[f"w{i} w{i + 1}" for i in range(5, 12)], [f"w{i}" for i in range(20, 22)]]
+    question = Question("", "w5 w6 w7", ["w8", "w20"], 0, facts)
+    for inject, kept in (("none", 0), ("ffn", 3), ("concat", 3)):
+        model = tiny(inject, num_facts=3).float()
+        probabilities, used = train.answer(model, tokenizer, question, torch.float32)
+        likeliest = probabilities.index(max(probabilities))
+        assert len(used) == min(kept, len(facts[likeliest]))
+        assert set(used) <= set(facts[likeliest])
 
 
 @pytest.fixture(scope="module")
@@ -1212,11 +1428,11 @@ def test_one_command_trains_reports_and_saves(
     last = json.loads((out / "log.jsonl").read_text().strip().split("\n")[-1])
     assert last["chance"] == 0.25
     model, tokenizer = load_pretrained(out)
-    questions = train.read_questions(small_world / "test.jsonl")
-    data = [train.encode(q, tokenizer, model.config.max_tokens) for q in questions]
+    questions = read_questions(small_world / "test.jsonl")
+    data = [train.encode(q, tokenizer, model.config) for q in questions]
     assert train.accuracy(model, data, torch.float32) == last["test_accuracy"]
-    for words in ("25.0%", f"injection: {inject}", "40 train", str(out), "one fact changed"):
-        assert words in done.stdout
+    for part in ("25.0%", f"injection: {inject}", "40 train", str(out), "one fact changed"):
+        assert part in done.stdout
     assert ("fired most" in done.stdout) == (inject in ("attention", "ffn"))
 
 
@@ -1265,12 +1481,12 @@ def train_a_little(folder: Path, seed: int, lr: float = 1e-3) -> tuple[list[dict
     """Ten steps -> the log, the best accuracy by the report, the accuracy of the model it left."""
     config = train.load_config(folder, inject="ffn", hidden_dropout_prob=0.3)
     tokenizer = load_tokenizer(folder)
-    questions = train.read_questions(folder / "train.jsonl")
-    data = [train.encode(q, tokenizer, 128) for q in questions]
+    questions = read_questions(folder / "train.jsonl")
+    data = [train.encode(q, tokenizer, config) for q in questions]
     torch.manual_seed(seed)
     model, log = KformerForMultipleChoice(config), []
     args = Namespace(lr=lr, steps=10, batch_size=8, seed=seed, dtype=torch.float32)
-    result = train.train(model, {"train": data, "valid": data}, args, log.append)
+    result = train.train(model, {"train": data, "valid": data}, [], args, log.append)
     return log, result["valid_accuracy"], train.accuracy(model, data, torch.float32)
 
 

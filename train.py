@@ -2,6 +2,7 @@
 
     python train.py --inject ffn        learns the toy world in data/toy from injected facts
     python train.py --inject none       the same without facts: stays at chance
+    python train.py --inject ffn --checkpoint FOLDER --data FOLDER      one's own
 
 Read it from top to bottom: questions -> tokens -> batches -> training -> report -> command line.
 """
@@ -12,6 +13,7 @@ import os
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,145 +23,127 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from kformer import KformerForMultipleChoice
-from load_weights import load_config, load_pretrained, load_tokenizer, save_pretrained
+from kformer import KformerConfig, KformerForMultipleChoice
+from load_weights import grouped, load_config, load_tokenizer, open_folder, save_pretrained
+from questions import Question, read_facts, read_questions, retrieve, words
 from tokenizer import Tokenizer
 
-# ------------------------------------------------------------------------------------ questions
+# -------------------------------------------------------------------------------------- tokens
 
 
 @dataclass
-class Question:
-    context: str
-    question: str
-    choices: list[str]
-    answer: int  # place of the right choice, from 0
-    facts: list[str]  # the candidates, best first if they were retrieved
+class Encoded:
+    """One question as ids: for each choice a row of tokens and of segments; for each list of facts
+    a row for each fact.
+    """
+
+    input_ids: list[list[int]]
+    token_type_ids: list[list[int]]
+    fact_ids: list[list[list[int]]]
+    answer: int | None
+    shortened: bool
+
+    def __len__(self) -> int:
+        return max(map(len, self.input_ids))
 
 
-def parse_question(line: str) -> Question:
-    """One line in the format of the Kformer release. Raises ValueError with what is wrong."""
-    row = json.loads(line)
-    if not isinstance(row, dict):
-        raise ValueError("must be a JSON object")
-    row = {"context": "", "knowledges": []} | row
-    for key in ("context", "question", "AnswerKey"):
-        if not isinstance(row.get(key), str):
-            raise ValueError(f'"{key}" is missing or not a text')
-    if not isinstance(row.get("choices"), list):
-        raise ValueError('"choices" is missing or not a list')
-    choices = [choice.get("text") for choice in row["choices"] if isinstance(choice, dict)]
-    if len(choices) < max(2, len(row["choices"])) or not all(isinstance(c, str) for c in choices):
-        raise ValueError('"choices" must be a list of at least two {"text": ...}')
-    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(choices)]
-    if len(row["AnswerKey"]) != 1 or row["AnswerKey"] not in letters:
-        raise ValueError(f'"AnswerKey" must be one of {letters}, not "{row["AnswerKey"]}"')
-    facts = row["knowledges"]
-    if not isinstance(facts, list) or not all(isinstance(fact, str) for fact in facts):
-        raise ValueError('"knowledges" must be a list of texts')
-    answer = letters.index(row["AnswerKey"])
-    return Question(row["context"], row["question"], choices, answer, facts)
+def encode(q: Question, tokenizer: Tokenizer, config: KformerConfig) -> Encoded:
+    """BERT: [CLS] context question [SEP] choice [SEP], segments 0 and 1.
+    RoBERTa: <s> context </s> Q: question </s> A: choice </s>, as in the release.
 
-
-def read_questions(path: Path) -> list[Question]:
-    """One question a line. Raises ValueError or FileNotFoundError with file and line."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    questions = []
-    with open(path, "rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                questions.append(parse_question(line.decode("utf-8")))
-            except UnicodeDecodeError:
-                raise ValueError(f"{path}, line {number}: not UTF-8 text") from None
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from None
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
-    if not questions:
-        raise ValueError(f"{path}: no questions in it")
-    if len({len(q.choices) for q in questions}) > 1:
-        raise ValueError(f"{path}: all questions must have the same number of choices")
-    return questions
+    Too long an input loses the beginning of its context, never the choice.
+    """
+    begin, end, most = [tokenizer.cls_token_id], [tokenizer.sep_token_id], config.max_tokens
+    if config.model_type == "bert":
+        first = tokenizer.encode(f"{q.context} {q.question}") + end
+        last = [tokenizer.encode(choice) for choice in q.choices]
+    else:
+        context = tokenizer.encode(q.context) + end if q.context else []
+        first = context + tokenizer.encode(f"Q: {q.question}") + end
+        last = [tokenizer.encode(f"A: {choice}") for choice in q.choices]
+    rows, segments, shortened = [], [], False
+    for second in last:
+        second = second[: most - 3] + end
+        room = most - 1 - len(second)
+        shortened = shortened or len(first) > room
+        rows.append(begin + first[-room:] + second)
+        segment = min(1, config.type_vocab_size - 1)
+        segments.append([0] * (len(rows[-1]) - len(second)) + [segment] * len(second))
+    facts = [[tokenizer.encode(fact)[:most] for fact in candidates] for candidates in q.facts]
+    return Encoded(rows, segments, facts, q.answer, shortened)
 
 
 # -------------------------------------------------------------------------------------- batches
 
 
-@dataclass
-class Encoded:
-    """One question as ids: a row of tokens and segments for each choice, a row for each fact."""
+def pad(ragged: list, value: int, depth: int) -> Tensor:
+    """Lists of lists of ... ids, `depth` levels, -> a tensor as long as the longest in each."""
 
-    input_ids: list[list[int]]
-    token_type_ids: list[list[int]]
-    fact_ids: list[list[int]]
-    answer: int
+    def sizes(part: list, depth: int) -> list[int]:
+        inner = [sizes(p, depth - 1) for p in part] if depth > 1 else []
+        return [max(1, len(part)), *map(max, zip(*inner, strict=True))]
 
+    def fill(part: list, shape: list[int]) -> list:
+        if len(shape) == 1:
+            return part + [value] * (shape[0] - len(part))
+        empty = [fill([], shape[1:])] * (shape[0] - len(part))
+        return [fill(p, shape[1:]) for p in part] + empty
 
-def encode(q: Question, tokenizer: Tokenizer, max_length: int) -> Encoded:
-    """[CLS] context question [SEP] choice [SEP], segments 0 and 1.
-
-    Too long an input loses the beginning of its context, never the choice.
-    """
-    cls, sep = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
-    text = tokenizer.encode(f"{q.context} {q.question}")
-    rows, segments = [], []
-    for choice in q.choices:
-        second = tokenizer.encode(choice)[: max_length - 3] + sep
-        room = max_length - 2 - len(second)
-        first = cls + text[max(0, len(text) - room) :] + sep
-        rows.append(first + second)
-        segments.append([0] * len(first) + [1] * len(second))
-    facts = [tokenizer.encode(fact)[:max_length] for fact in q.facts]
-    return Encoded(rows, segments, facts, q.answer)
-
-
-def pad(rows: list[list[list[int]]], value: int) -> Tensor:
-    """Ragged lists of lists of ids -> (B, longest list, longest row), at least (B, 1, 1)."""
-    width = max((len(row) for group in rows for row in group), default=0) or 1
-    height = max(len(group) for group in rows) or 1
-    filled = [[row + [value] * (width - len(row)) for row in group] for group in rows]
-    return torch.tensor([group + [[value] * width] * (height - len(group)) for group in filled])
+    shape = sizes(ragged, depth)
+    return torch.tensor(fill(ragged, shape + [1] * (depth - len(shape))))
 
 
 def collate(
     batch: list[Encoded], pad_id: int, device: torch.device
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """B questions -> the arguments of the model, and the answers (B,)."""
+    """B questions -> the arguments of the model, and the answers (B,), -1 where nobody knows.
+
+    A question with fewer choices than others gets rows of padding.
+    """
+    most = max(len(q.input_ids) for q in batch)
+    shared = all(len(q.fact_ids) == 1 for q in batch)
+    facts = [q.fact_ids * (1 if shared or len(q.fact_ids) > 1 else most) for q in batch]
     inputs = {
-        "input_ids": pad([q.input_ids for q in batch], pad_id),  # (B, C, T)
-        "token_type_ids": pad([q.token_type_ids for q in batch], 0),  # (B, C, T)
-        "fact_ids": pad([q.fact_ids for q in batch], pad_id),  # (B, S, L)
+        "input_ids": pad([q.input_ids for q in batch], pad_id, 3),  # (B, C, T)
+        "token_type_ids": pad([q.token_type_ids for q in batch], 0, 3),  # (B, C, T)
+        "fact_ids": pad(facts, pad_id, 4),  # (B, 1 or C, S, L)
     }
-    answers = torch.tensor([q.answer for q in batch])
+    answers = torch.tensor([-1 if q.answer is None else q.answer for q in batch])
     return {name: t.to(device) for name, t in inputs.items()}, answers.to(device)
 
 
 def shuffled(data: list[Encoded], batch_size: int, seed: int) -> Iterator[list[Encoded]]:
-    """Batches without end: each epoch has every question once, in a new order."""
+    """Batches without end. Each epoch has every question once, in a new order, but neighbours are
+    of similar lengths: out of 50 batches' worth of random questions, sorted, come 50 batches.
+    """
     generator = torch.Generator().manual_seed(seed)
     while True:
-        order = torch.randperm(len(data), generator=generator).tolist()
-        for start in range(0, len(order), batch_size):
-            yield [data[i] for i in order[start : start + batch_size]]
+        order, batches = torch.randperm(len(data), generator=generator).tolist(), []
+        for start in range(0, len(order), 50 * batch_size):
+            some = sorted(order[start : start + 50 * batch_size], key=lambda i: len(data[i]))
+            batches += [some[i : i + batch_size] for i in range(0, len(some), batch_size)]
+        for i in torch.randperm(len(batches), generator=generator).tolist():
+            yield [data[k] for k in batches[i]]
 
 
 # ------------------------------------------------------------------------------------- training
 
 
 def score(model: KformerForMultipleChoice, batch: list[Encoded], dtype: torch.dtype) -> tuple:
-    """B questions -> scores (B, C) in float32, answers (B,)"""
-    device = model.classifier.weight.device
-    inputs, answers = collate(batch, model.config.pad_token_id, device)
+    """B questions -> scores (B, C) in float32, -inf where a choice is missing; answers (B,)"""
+    device, pad_id = model.classifier.weight.device, model.config.pad_token_id
+    inputs, answers = collate(batch, pad_id, device)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        return model(**inputs).float(), answers
+        scores = model(**inputs).float()
+    missing = (inputs["input_ids"] == pad_id).all(-1)
+    return scores.masked_fill(missing, -torch.inf), answers
 
 
 @torch.inference_mode()
 def accuracy(model: KformerForMultipleChoice, data: list[Encoded], dtype: torch.dtype) -> float:
     """The share of questions whose right choice has the largest score."""
     model.eval()
-    right = 0
+    right, data = 0, sorted(data, key=len)  # less padding
     for start in range(0, len(data), 100):
         scores, answers = score(model, data[start : start + 100], dtype)
         right += (scores.argmax(-1) == answers).sum().item()
@@ -170,6 +154,19 @@ def learning_rate(step: int, steps: int) -> float:
     """The share of the full learning rate: up in the first twentieth, then down to 0, linearly."""
     warmup = max(1, steps // 20)
     return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
+
+
+def parameter_groups(model: KformerForMultipleChoice, new: list[str], lr: float) -> list[dict]:
+    """Weight decay for matrices, not for biases and LayerNorms; ten times the learning rate for
+    what a checkpoint didn't bring: the head, and the parameters of the injection.
+    """
+    groups = {}
+    for name, parameter in model.named_parameters():
+        groups.setdefault((name in new, parameter.dim() > 1), []).append(parameter)
+    return [
+        {"params": group, "lr": 10 * lr if is_new else lr, "weight_decay": 0.01 * is_matrix}
+        for (is_new, is_matrix), group in groups.items()
+    ]
 
 
 def train_step(
@@ -192,11 +189,15 @@ def train_step(
 def train(
     model: KformerForMultipleChoice,
     data: dict[str, list[Encoded]],
+    new: list[str],
     args: argparse.Namespace,
     log: Callable[[dict], None],
 ) -> dict[str, float]:
-    """Trains `model`, leaves it in its best state on the validation split, returns the times."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01, fused=True)
+    """Trains `model`, leaves it in its best state on the validation split, returns the times.
+
+    `new` are the parameters that a checkpoint didn't bring.
+    """
+    optimizer = torch.optim.AdamW(parameter_groups(model, new, args.lr), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: learning_rate(i, args.steps))
     batches = shuffled(data["train"], args.batch_size, args.seed)
     evaluate_at = {round(args.steps * i / 10) for i in range(1, 11)}
@@ -234,22 +235,64 @@ def train(
 # --------------------------------------------------------------------------------------- report
 
 
+def chance(data: list[Encoded]) -> float:
+    return sum(1 / len(q.input_ids) for q in data) / len(data)
+
+
 def describe(model: KformerForMultipleChoice, data: dict[str, list[Encoded]], source: Path) -> None:
-    """What data, what model, how many parameters, what chance is."""
-    config, first = model.config, data["train"][0]
+    """What data, what model, how many parameters."""
+    config, everything = model.config, [q for part in data.values() for q in part]
     sizes = ", ".join(f"{len(part):,} {split}" for split, part in data.items())
+    choices = sorted({len(q.input_ids) for q in everything})
     total = sum(p.numel() for p in model.parameters())
     names = [n for n, _ in model.named_parameters()]
     added = [n for n in names if n == "fact_embeddings.weight" or ".Wk." in n or ".Wv." in n]
     extra = sum(model.get_parameter(n).numel() for n in added)
     layers = f" in layers {' '.join(map(str, config.inject_layers))}" if added else ""
-    print(f"data      {source}: {sizes} questions of {len(first.input_ids)} choices")
+    print(f"data      {source}: {sizes} questions of {' or '.join(map(str, choices))} choices")
+    if shortened := sum(q.shortened for q in everything):
+        print(f"          {shortened:,} of them cut at the front to {config.max_tokens} tokens")
     print(
         f"model     {config.num_hidden_layers} layers, hidden size {config.hidden_size}, "
         f"{config.num_attention_heads} heads; injection: {config.inject}{layers}"
     )
     print(f"          {total:,} parameters, {extra:,} of them for the facts")
-    print(f"chance    {1 / len(first.input_ids):.1%}")
+
+
+def baselines(train: list[Question], held_out: list[Question]) -> str:
+    """The accuracy of rules that learn nothing: the place that is most often right in training, and
+    the choice with the most words in common with its facts, or with the question without facts.
+    """
+    place = Counter(q.answer for q in train).most_common(1)[0][0]
+    overlap = 0
+    for q in held_out:
+        known = [set(words(" ".join(facts) or f"{q.context} {q.question}")) for facts in q.facts]
+        known *= 1 if len(known) > 1 else len(q.choices)
+        common = [len(k & set(words(choice))) for k, choice in zip(known, q.choices, strict=True)]
+        overlap += common.index(max(common)) == q.answer
+    majority = sum(q.answer == place for q in held_out) / len(held_out)
+    overlap /= len(held_out)
+    return f"always choice {place + 1}: {majority:.1%}, most common words: {overlap:.1%}"
+
+
+@torch.inference_mode()
+def answer(
+    model: KformerForMultipleChoice, tokenizer: Tokenizer, q: Question, dtype: torch.dtype
+) -> tuple[list[float], list[str]]:
+    """One question -> the probabilities of its choices, and the facts that the model kept for the
+    likeliest one.
+    """
+    model.eval()
+    encoded = encode(q, tokenizer, model.config)
+    probabilities = score(model, [encoded], dtype)[0].softmax(-1)[0].tolist()
+    if model.kept_facts is None:
+        return probabilities, []
+    likeliest = probabilities.index(max(probabilities))
+    own = likeliest if len(q.facts) > 1 else 0
+    by_ids = dict(zip(map(tuple, encoded.fact_ids[own]), q.facts[own], strict=True))
+    kept = model.kept_facts.expand(-1, len(q.choices), -1, -1)[0, likeliest].tolist()
+    ids = [tuple(i for i in row if i != tokenizer.pad_token_id) for row in kept]
+    return probabilities, [by_ids[row] for row in ids if row]
 
 
 def fired(model: KformerForMultipleChoice, choice: int) -> list[float]:
@@ -260,33 +303,48 @@ def fired(model: KformerForMultipleChoice, choice: int) -> list[float]:
     return sum(s[0, choice].amax(0) for s in scores).tolist() if scores else []
 
 
-@torch.inference_mode()
 def show(
-    model: KformerForMultipleChoice, tokenizer: Tokenizer, question: Question, dtype: torch.dtype
+    model: KformerForMultipleChoice, tokenizer: Tokenizer, q: Question, dtype: torch.dtype
 ) -> None:
     """One worked question: its facts, how strongly they fired, the choices and probabilities."""
-    model.eval()
-    encoded = encode(question, tokenizer, model.config.max_tokens)
-    probabilities = score(model, [encoded], dtype)[0].softmax(-1)[0].tolist()
-    chosen = max(range(len(probabilities)), key=probabilities.__getitem__)
+    probabilities, facts = answer(model, tokenizer, q, dtype)
+    chosen = probabilities.index(max(probabilities))
     strengths = fired(model, chosen)
-    for i, fact in enumerate(question.facts):
+    for i, fact in enumerate(facts or q.facts[0]):
         strength = ""
-        if len(strengths) == len(question.facts):
+        if strengths:
             most = "  <- fired most" if strengths[i] == max(strengths) else ""
             strength = f"{strengths[i]:8.2f}{most}"
         print(f"    {fact:<36}{strength}".rstrip())
-    for i, choice in enumerate(question.choices):
-        right = "  <- right" if i == question.answer else ""
+    for i, choice in enumerate(q.choices):
+        right = "  <- right" if i == q.answer else ""
         print(f"    {'>' if i == chosen else ' '} {choice:<32}{probabilities[i]:10.1%}{right}")
 
 
-def edited(question: Question) -> Question | None:
+def edited(q: Question) -> Question | None:
     """The same question, its right fact changed to say another choice; None without such a fact."""
-    answer = (question.answer + 1) % len(question.choices)
-    old, new = re.escape(question.choices[question.answer]), question.choices[answer]
-    facts = [re.sub(rf"\b{old}\b", lambda _: new, fact) for fact in question.facts]
-    return replace(question, facts=facts, answer=answer) if facts != question.facts else None
+    if q.answer is None:
+        return None
+    answer = (q.answer + 1) % len(q.choices)
+    old, new = re.compile(rf"\b{re.escape(q.choices[q.answer])}\b"), q.choices[answer]
+    facts = [[old.sub(lambda _: new, fact) for fact in candidates] for candidates in q.facts]
+    return replace(q, facts=facts, answer=answer) if facts != q.facts else None
+
+
+def write_predictions(
+    path: Path,
+    model: KformerForMultipleChoice,
+    tokenizer: Tokenizer,
+    questions: list[Question],
+    dtype: torch.dtype,
+) -> None:
+    """One JSON object a line: the choice (from 0), its text, all probabilities, the facts used."""
+    with open(path, "w", encoding="utf-8") as file:
+        for q in tqdm(questions, "predicting", unit="question", leave=False, disable=None):
+            probabilities, facts = answer(model, tokenizer, q, dtype)
+            choice = probabilities.index(max(probabilities))
+            row = {"choice": choice, "text": q.choices[choice], "probabilities": probabilities}
+            print(json.dumps(row | {"facts": facts}), file=file)
 
 
 # --------------------------------------------------------------------------------- command line
@@ -315,11 +373,16 @@ def parse_arguments() -> argparse.Namespace:
     add("--facts", type=int, metavar="N",
         help="facts kept for a question, those nearest to it (default: 5)")
     add("--data", type=Path, default=Path(toy), metavar="FOLDER",
-        help="train.jsonl, valid.jsonl and test.jsonl (default: data/toy)")
+        help="train.jsonl, valid.jsonl or dev.jsonl, maybe test.jsonl and facts.txt "
+        "(default: data/toy)")
     add("--checkpoint", type=Path, metavar="FOLDER",
         help="pretrained weights to start from (default: random ones, of the size in the "
         "config.json of the data folder)")
-    add("--steps", type=positive, default=1500, help="batches to train on (default: 1500)")
+    add("--retrieve", type=positive, metavar="N",
+        help="look up N candidate facts for each choice in facts.txt (default: 20, and only for "
+        "questions that bring none)")
+    add("--steps", type=positive,
+        help="batches to train on (default: 1500, with a checkpoint four epochs)")
     add("--batch-size", type=positive, default=32, help="questions in a batch (default: 32)")
     add("--lr", type=float, help="learning rate (default: 2e-3, with a checkpoint 5e-5)")
     add("--seed", type=int, default=0, help="of the weights and the order (default: 0)")
@@ -328,6 +391,8 @@ def parse_arguments() -> argparse.Namespace:
         help="where it runs (default: the GPU if there is one)")
     add("--dtype", default="float32", choices=("float32", "bfloat16"),
         help="of the matrix products (default: float32)")
+    add("--predict", type=Path, metavar="FILE",
+        help="write predictions for the test questions, a JSON object a line")
     add("--out", type=Path, metavar="FOLDER",
         help="where the run is saved (default: runs/INJECT-seed-SEED)")
     args = parser.parse_args()
@@ -340,28 +405,51 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def load(
-    args: argparse.Namespace,
-) -> tuple[KformerForMultipleChoice, Tokenizer, dict[str, list[Question]]]:
-    """The model, its tokenizer, and the questions of each split, "test" last where there is one."""
-    splits = ["train", "valid"] + ["test"] * (args.data / "test.jsonl").exists()
-    questions = {split: read_questions(args.data / f"{split}.jsonl") for split in splits}
+def read_data(args: argparse.Namespace) -> dict[str, list[Question]]:
+    """The questions of each split, "test" last where there is one, with facts where they're needed.
+
+    Facts are looked up in facts.txt for questions that bring none, or for all with --retrieve.
+    """
+    paths = {split: args.data / f"{split}.jsonl" for split in ("train", "valid", "dev", "test")}
+    valid = paths["dev"] if paths["dev"].exists() else paths["valid"]
+    questions = {"train": read_questions(paths["train"]), "valid": read_questions(valid)}
+    if paths["test"].exists():
+        questions["test"] = read_questions(paths["test"], answers_needed=False)
+    everything = [q for part in questions.values() for q in part]
+    bare = [q for q in everything if args.retrieve or not any(q.facts)]
+    if bare and (args.retrieve or args.inject != "none"):
+        facts = read_facts(args.data / "facts.txt")
+        print(f"facts     {len(bare):,} questions get theirs out of {len(facts):,} in facts.txt")
+        retrieve(bare, facts, args.retrieve or 20)
+    return questions
+
+
+def load(args: argparse.Namespace) -> tuple[KformerForMultipleChoice, Tokenizer, list[str]]:
+    """The model, its tokenizer, and the names of parameters that a checkpoint didn't bring."""
     fields = {"inject": args.inject, "inject_layers": args.layers, "num_facts": args.facts}
     fields = {name: value for name, value in fields.items() if value is not None}
     torch.manual_seed(args.seed)
     if args.checkpoint:
-        return *load_pretrained(args.checkpoint, **fields), questions
+        model, tokenizer, report = open_folder(args.checkpoint, **fields)
+        if report.new:
+            print(f"new       {', '.join(grouped(report.new))}")
+        return model, tokenizer, report.new
     config, tokenizer = load_config(args.data, **fields), load_tokenizer(args.data)
-    return KformerForMultipleChoice(config), tokenizer, questions
+    return KformerForMultipleChoice(config), tokenizer, []
 
 
 def run(args: argparse.Namespace) -> None:
     """Everything from the files to the last line of the report."""
-    model, tokenizer, questions = load(args)
+    questions = read_data(args)
+    model, tokenizer, new = load(args)
     model.to(args.device)
-    longest = model.config.max_tokens
-    data = {s: [encode(q, tokenizer, longest) for q in part] for s, part in questions.items()}
+    data = {s: [encode(q, tokenizer, model.config) for q in part] for s, part in questions.items()}
+    known = [split for split in data if all(q.answer is not None for q in questions[split])]
+    name = known[-1]  # the validation split where the answers of a test split aren't known
     describe(model, data, args.data)
+    print(f"chance    {chance(data[name]):.1%}; {baselines(questions['train'], questions[name])}")
+    if args.steps is None:
+        args.steps = 4 * len(data["train"]) // args.batch_size if args.checkpoint else 1500
 
     args.out.mkdir(parents=True, exist_ok=True)
     with open(args.out / "log.jsonl", "w", encoding="utf-8") as file:
@@ -369,17 +457,20 @@ def run(args: argparse.Namespace) -> None:
         def log(row: dict) -> None:
             print(json.dumps(row), file=file, flush=True)
 
-        result = train(model, data, args, log)
-        name, held_out = list(data.items())[-1]  # the validation split where there's no test split
-        chance, test = 1 / len(held_out[0].input_ids), accuracy(model, held_out, args.dtype)
-        log({"test_accuracy": test, "chance": chance, **result})
+        result = train(model, data, new, args, log)
+        least, test = chance(data[name]), accuracy(model, data[name], args.dtype)
+        log({"test_accuracy": test, "chance": least, **result})
     save_pretrained(model, tokenizer, args.out)
 
-    print(f"{name:10}{test:.1%} of {len(held_out):,} questions, chance is {chance:.1%}")
-    if test < chance + 2 * (chance * (1 - chance) / len(held_out)) ** 0.5:
+    print(f"{name:10}{test:.1%} of {len(data[name]):,} questions, chance is {least:.1%}")
+    if test < least + 2 * (least * (1 - least) / len(data[name])) ** 0.5:
         print("          no better than chance: what it learned does not answer new questions")
     print(f"time      {result['seconds']:.0f} s of training")
     print(f'saved     {args.out}: load_pretrained("{args.out}") opens it; figures in log.jsonl')
+    if args.predict:
+        last = list(questions)[-1]
+        write_predictions(args.predict, model, tokenizer, questions[last], args.dtype)
+        print(f"          {args.predict}: predictions for {last}, a line a question")
 
     question = questions[name][0]
     print(f"\nOne question: {question.question}")
