@@ -379,7 +379,7 @@ def parse_arguments() -> argparse.Namespace:
         help="pretrained weights to start from (default: random ones, of the size in the "
         "config.json of the data folder)")
     add("--retrieve", type=positive, metavar="N",
-        help="look up N candidate facts for each choice in facts.txt (default: 20, and only for "
+        help="look up N candidate facts for each choice in facts.txt (default: 5, and only for "
         "questions that bring none)")
     add("--steps", type=positive,
         help="batches to train on (default: 1500, with a checkpoint four epochs)")
@@ -420,7 +420,7 @@ def read_data(args: argparse.Namespace) -> dict[str, list[Question]]:
     if bare and (args.retrieve or args.inject != "none"):
         facts = read_facts(args.data / "facts.txt")
         print(f"facts     {len(bare):,} questions get theirs out of {len(facts):,} in facts.txt")
-        retrieve(bare, facts, args.retrieve or 20)
+        retrieve(bare, facts, args.retrieve or 5)
     return questions
 
 
