@@ -1441,7 +1441,10 @@ def test_one_command_trains_reports_and_saves(
     [
         (["--data", "nowhere"], "error: nowhere"),
         (["--inject", "fnn"], "invalid choice: 'fnn'"),
-        (["--steps", "0"], "argument --steps: invalid positive value: '0'"),
+        (["--batch-size", "0"], "argument --batch-size: invalid positive value: '0'"),
+        (["--steps", "-1"], "argument --steps: must be at least 0, not -1"),
+        (["--steps", "0"], "argument --steps: 0 needs a --checkpoint"),
+        (["--checkpoint", "nowhere"], "error: nowhere: no such folder"),
         (["--layers", "7"], "inject_layers (7,) must lie between 0 and 2"),
         (["--facts", "0"], "num_facts is 0, must be a whole number from 1"),
     ],
@@ -1475,6 +1478,74 @@ def test_ctrl_c_says_so_and_exits_with_130(
         train.main()
     assert stopped.value.code == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.fixture
+def own_data(tmp_path: Path) -> Path:
+    """Social IQA as it comes: labels in files of their own, "dev", a test split without answers;
+    and facts that no question refers to.
+    """
+    for split, answers in (("train", "123121"), ("dev", "1231"), ("test", "")):
+        count = len(answers) or 3
+        write_lines(tmp_path / f"{split}.jsonl", *[FORMATS["social_iqa"]] * count)
+        if answers:
+            write_lines(tmp_path / f"{split}-labels.lst", *answers)
+    write_lines(tmp_path / "facts.txt", "the owl eats mice", "the oak is old", "", "rain at night")
+    return tmp_path
+
+
+def run_train(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+    train.main()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_public_questions_and_a_file_of_facts(
+    kind: str, own_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Trained on what people have; then the saved run, as it stands, predicts the same again."""
+    files = {name: own_data / f"{name}.jsonl" for name in ("first", "again")}
+    out, data = own_data / "run", ("--data", own_data, "--facts", 1, "--retrieve", 2)
+    run_train(
+        monkeypatch, *data, "--checkpoint", REFERENCE / kind, "--inject", "attention",
+        "--steps", 3, "--batch-size", 2, "--out", out, "--predict", files["first"],
+    )  # fmt: skip
+    said = capsys.readouterr().out
+    assert "13 questions get theirs out of 3 in facts.txt" in said
+    assert "new       encoder.layer.1,2.Wk.bias/weight" in said
+    assert "chance    33.3%; always choice 1: 50.0%" in said
+    last = json.loads((out / "log.jsonl").read_text().strip().split("\n")[-1])
+    assert last["test_accuracy"] == last["valid_accuracy"], "the test split has no answers"
+    log = (out / "log.jsonl").read_text()
+    run_train(
+        monkeypatch, *data, "--checkpoint", out, "--steps", 0, "--predict", files["again"],
+        "--out", out,
+    )  # fmt: skip
+    assert "injection: attention" in capsys.readouterr().out
+    assert (out / "log.jsonl").read_text() == log, "nothing was trained, nothing is overwritten"
+    assert files["first"].read_text() == files["again"].read_text()
+    rows = [json.loads(line) for line in files["first"].read_text().splitlines()]
+    assert len(rows) == 3
+    for row in rows:
+        assert abs(sum(row["probabilities"]) - 1) < 1e-6
+        assert row["choice"] == row["probabilities"].index(max(row["probabilities"]))
+        assert row["text"] == OWL[1][row["choice"]]
+        assert len(row["facts"]) == 1
+        assert row["facts"][0] in (own_data / "facts.txt").read_text()
+
+
+def test_questions_without_facts_need_a_file_of_facts(
+    own_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (own_data / "facts.txt").unlink()
+    arguments = ["--data", own_data, "--checkpoint", REFERENCE / "bert", "--out", own_data / "run"]
+    with pytest.raises(SystemExit) as stopped:
+        run_train(monkeypatch, *arguments)
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {own_data / 'facts.txt'}: no such file, but 13 questions need")
+    run_train(monkeypatch, *arguments, "--inject", "none", "--steps", 1)
+    assert "saved" in capsys.readouterr().out
 
 
 def train_a_little(folder: Path, seed: int, lr: float = 1e-3) -> tuple[list[dict], float, float]:

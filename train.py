@@ -197,6 +197,8 @@ def train(
 
     `new` are the parameters that a checkpoint didn't bring.
     """
+    if args.steps < 1:
+        return {"valid_accuracy": accuracy(model, data["valid"], args.dtype), "seconds": 0.0}
     optimizer = torch.optim.AdamW(parameter_groups(model, new, args.lr), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: learning_rate(i, args.steps))
     batches = shuffled(data["train"], args.batch_size, args.seed)
@@ -364,9 +366,9 @@ def parse_arguments() -> argparse.Namespace:
         epilog="Without arguments it learns the toy world of this repo in about a minute.",
     )
     add = parser.add_argument
-    add("--inject", default="ffn", choices=("none", "concat", "attention", "ffn"),
+    add("--inject", choices=("none", "concat", "attention", "ffn"),
         help="how the facts come in: not at all, as words behind the input, as a prefix of keys "
-        "and values, as hidden neurons of the FFN (default: ffn)")
+        "and values, as hidden neurons of the FFN (default: as in the checkpoint, or ffn)")
     add("--layers", type=int, nargs="+", metavar="N",
         help="layers that facts are injected into, from 0 at the bottom (default: the top three, "
         "of fewer than four layers all but the bottom one)")
@@ -381,8 +383,9 @@ def parse_arguments() -> argparse.Namespace:
     add("--retrieve", type=positive, metavar="N",
         help="look up N candidate facts for each choice in facts.txt (default: 5, and only for "
         "questions that bring none)")
-    add("--steps", type=positive,
-        help="batches to train on (default: 1500, with a checkpoint four epochs)")
+    add("--steps", type=int, metavar="N",
+        help="batches to train on; 0: only evaluate the checkpoint, write nothing but predictions "
+        "(default: 1500, with a checkpoint four epochs)")
     add("--batch-size", type=positive, default=32, help="questions in a batch (default: 32)")
     add("--lr", type=float, help="learning rate (default: 2e-3, with a checkpoint 5e-5)")
     add("--seed", type=int, default=0, help="of the weights and the order (default: 0)")
@@ -396,8 +399,15 @@ def parse_arguments() -> argparse.Namespace:
     add("--out", type=Path, metavar="FOLDER",
         help="where the run is saved (default: runs/INJECT-seed-SEED)")
     args = parser.parse_args()
+    if args.steps is not None and args.steps < 0:
+        parser.error(f"argument --steps: must be at least 0, not {args.steps}")
+    if args.steps == 0 and not args.checkpoint:
+        parser.error("argument --steps: 0 needs a --checkpoint to evaluate")
     if args.device == "cuda" and not gpu:
         parser.error("argument --device: no GPU is to be seen here, try --device cpu")
+    if args.inject is None:
+        own = load_config(args.checkpoint).inject if args.checkpoint else "none"
+        args.inject = own if own != "none" else "ffn"
     if args.lr is None:
         args.lr = 5e-5 if args.checkpoint else 2e-3
     args.out = args.out or Path("runs", f"{args.inject}-seed-{args.seed}")
@@ -418,7 +428,13 @@ def read_data(args: argparse.Namespace) -> dict[str, list[Question]]:
     everything = [q for part in questions.values() for q in part]
     bare = [q for q in everything if args.retrieve or not any(q.facts)]
     if bare and (args.retrieve or args.inject != "none"):
-        facts = read_facts(args.data / "facts.txt")
+        path = args.data / "facts.txt"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path}: no such file, but {len(bare):,} questions need facts from it; "
+                "--inject none needs no facts"
+            )
+        facts = read_facts(path)
         print(f"facts     {len(bare):,} questions get theirs out of {len(facts):,} in facts.txt")
         retrieve(bare, facts, args.retrieve or 5)
     return questions
@@ -451,8 +467,9 @@ def run(args: argparse.Namespace) -> None:
     if args.steps is None:
         args.steps = 4 * len(data["train"]) // args.batch_size if args.checkpoint else 1500
 
-    args.out.mkdir(parents=True, exist_ok=True)
-    with open(args.out / "log.jsonl", "w", encoding="utf-8") as file:
+    if args.steps:
+        args.out.mkdir(parents=True, exist_ok=True)
+    with open(args.out / "log.jsonl" if args.steps else os.devnull, "w", encoding="utf-8") as file:
 
         def log(row: dict) -> None:
             print(json.dumps(row), file=file, flush=True)
@@ -460,13 +477,13 @@ def run(args: argparse.Namespace) -> None:
         result = train(model, data, new, args, log)
         least, test = chance(data[name]), accuracy(model, data[name], args.dtype)
         log({"test_accuracy": test, "chance": least, **result})
-    save_pretrained(model, tokenizer, args.out)
-
     print(f"{name:10}{test:.1%} of {len(data[name]):,} questions, chance is {least:.1%}")
     if test < least + 2 * (least * (1 - least) / len(data[name])) ** 0.5:
         print("          no better than chance: what it learned does not answer new questions")
-    print(f"time      {result['seconds']:.0f} s of training")
-    print(f'saved     {args.out}: load_pretrained("{args.out}") opens it; figures in log.jsonl')
+    if args.steps:
+        save_pretrained(model, tokenizer, args.out)
+        print(f"time      {result['seconds']:.0f} s of training")
+        print(f'saved     {args.out}: load_pretrained("{args.out}") opens it; figures in log.jsonl')
     if args.predict:
         last = list(questions)[-1]
         write_predictions(args.predict, model, tokenizer, questions[last], args.dtype)
@@ -481,10 +498,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    args = parse_arguments()
     sys.stdout.reconfigure(line_buffering=True)  # through a pipe, too, lines come as they are made
     try:
-        run(args)
+        run(parse_arguments())
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
