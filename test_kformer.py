@@ -1402,6 +1402,13 @@ def test_the_facts_that_were_kept_are_named() -> None:
         assert set(used) <= set(facts[likeliest])
 
 
+def test_a_fact_with_padding_in_its_text_is_still_named() -> None:
+    question = Question("", "w5", ["w8", "w20"], 0, [["w5 [PAD] w6", "w7"]])
+    model = tiny("ffn").float()
+    used = train.answer(model, tiny_tokenizer(), question, torch.float32)[1]
+    assert used == ["w5 [PAD] w6", "w7"]
+
+
 @pytest.fixture(scope="module")
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first lines of the toy world, and a smaller model."""

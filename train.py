@@ -238,6 +238,7 @@ def train(
 
 
 def chance(data: list[Encoded]) -> float:
+    """The accuracy of guessing."""
     return sum(1 / len(q.input_ids) for q in data) / len(data)
 
 
@@ -290,11 +291,15 @@ def answer(
     if model.kept_facts is None:
         return probabilities, []
     likeliest = probabilities.index(max(probabilities))
-    own = likeliest if len(q.facts) > 1 else 0
-    by_ids = dict(zip(map(tuple, encoded.fact_ids[own]), q.facts[own], strict=True))
+    own = likeliest % len(q.facts)  # 0 where all choices share their facts
     kept = model.kept_facts.expand(-1, len(q.choices), -1, -1)[0, likeliest].tolist()
-    ids = [tuple(i for i in row if i != tokenizer.pad_token_id) for row in kept]
-    return probabilities, [by_ids[row] for row in ids if row]
+    kept = [without(tokenizer.pad_token_id, row) for row in kept]
+    ids = [without(tokenizer.pad_token_id, row) for row in encoded.fact_ids[own]]
+    return probabilities, [q.facts[own][ids.index(row)] for row in kept if row]
+
+
+def without(value: int, row: list[int]) -> list[int]:
+    return [i for i in row if i != value]
 
 
 def fired(model: KformerForMultipleChoice, choice: int) -> list[float]:
@@ -312,7 +317,7 @@ def show(
     probabilities, facts = answer(model, tokenizer, q, dtype)
     chosen = probabilities.index(max(probabilities))
     strengths = fired(model, chosen)
-    for i, fact in enumerate(facts or q.facts[0]):
+    for i, fact in enumerate(facts or q.facts[chosen % len(q.facts)]):  # or: nothing was injected
         strength = ""
         if strengths:
             most = "  <- fired most" if strengths[i] == max(strengths) else ""
@@ -359,7 +364,7 @@ def positive(text: str) -> int:
     return number
 
 
-def parse_arguments() -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     toy = os.path.relpath(Path(__file__).resolve().parent / "data" / "toy")
     parser = argparse.ArgumentParser(
         description="Train a Kformer on multiple-choice questions and facts.",
@@ -389,8 +394,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--batch-size", type=positive, default=32, help="questions in a batch (default: 32)")
     add("--lr", type=float, help="learning rate (default: 2e-3, with a checkpoint 5e-5)")
     add("--seed", type=int, default=0, help="of the weights and the order (default: 0)")
-    gpu = torch.cuda.is_available()
-    add("--device", default="cuda" if gpu else "cpu", choices=("cpu", "cuda"),
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"),
         help="where it runs (default: the GPU if there is one)")
     add("--dtype", default="float32", choices=("float32", "bfloat16"),
         help="of the matrix products (default: float32)")
@@ -398,12 +402,18 @@ def parse_arguments() -> argparse.Namespace:
         help="write predictions for the test questions, a JSON object a line")
     add("--out", type=Path, metavar="FOLDER",
         help="where the run is saved (default: runs/INJECT-seed-SEED)")
+    return parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    """What depends on other arguments, or on the machine, is filled in."""
+    parser = make_parser()
     args = parser.parse_args()
     if args.steps is not None and args.steps < 0:
         parser.error(f"argument --steps: must be at least 0, not {args.steps}")
     if args.steps == 0 and not args.checkpoint:
         parser.error("argument --steps: 0 needs a --checkpoint to evaluate")
-    if args.device == "cuda" and not gpu:
+    if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("argument --device: no GPU is to be seen here, try --device cpu")
     if args.inject is None:
         own = load_config(args.checkpoint).inject if args.checkpoint else "none"
