@@ -484,6 +484,7 @@ def run(args: argparse.Namespace) -> None:
         def log(row: dict) -> None:
             print(json.dumps(row), file=file, flush=True)
 
+        log({"arguments": {name: str(value) for name, value in vars(args).items()}})
         result = train(model, data, new, args, log)
         least, test = chance(data[name]), accuracy(model, data[name], args.dtype)
         log({"test_accuracy": test, "chance": least, **result})
