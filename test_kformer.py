@@ -1551,8 +1551,10 @@ def test_questions_without_facts_need_a_file_of_facts(
     assert stopped.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {own_data / 'facts.txt'}: no such file, but 13 questions need")
-    run_train(monkeypatch, *arguments, "--inject", "none", "--steps", 1)
-    assert "saved" in capsys.readouterr().out
+    run_train(monkeypatch, *arguments, "--inject", "none")
+    said = capsys.readouterr().out
+    assert "step      4 " in said, "four epochs of one batch are the default"
+    assert "saved" in said
 
 
 def train_a_little(folder: Path, seed: int, lr: float = 1e-3) -> tuple[list[dict], float, float]:

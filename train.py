@@ -4,7 +4,7 @@
     python train.py --inject none       the same without facts: stays at chance
     python train.py --inject ffn --checkpoint FOLDER --data FOLDER      one's own
 
-Read it from top to bottom: questions -> tokens -> batches -> training -> report -> command line.
+Read it from top to bottom: tokens -> batches -> training -> report -> command line.
 """
 
 import argparse
@@ -386,8 +386,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="pretrained weights to start from (default: random ones, of the size in the "
         "config.json of the data folder)")
     add("--retrieve", type=positive, metavar="N",
-        help="look up N candidate facts for each choice in facts.txt (default: 5, and only for "
-        "questions that bring none)")
+        help="look up N candidate facts for each choice in facts.txt (default: as many as are "
+        "kept, and only for questions that bring none)")
     add("--steps", type=int, metavar="N",
         help="batches to train on; 0: only evaluate the checkpoint, write nothing but predictions "
         "(default: 1500, with a checkpoint four epochs)")
@@ -446,7 +446,7 @@ def read_data(args: argparse.Namespace) -> dict[str, list[Question]]:
             )
         facts = read_facts(path)
         print(f"facts     {len(bare):,} questions get theirs out of {len(facts):,} in facts.txt")
-        retrieve(bare, facts, args.retrieve or 5)
+        retrieve(bare, facts, args.retrieve or args.facts or 5)
     return questions
 
 
@@ -475,7 +475,8 @@ def run(args: argparse.Namespace) -> None:
     describe(model, data, args.data)
     print(f"chance    {chance(data[name]):.1%}; {baselines(questions['train'], questions[name])}")
     if args.steps is None:
-        args.steps = 4 * len(data["train"]) // args.batch_size if args.checkpoint else 1500
+        epoch = -(-len(data["train"]) // args.batch_size)
+        args.steps = 4 * epoch if args.checkpoint else 1500
 
     if args.steps:
         args.out.mkdir(parents=True, exist_ok=True)
