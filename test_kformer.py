@@ -1273,6 +1273,7 @@ def test_the_best_facts_come_first_and_of_equals_the_first() -> None:
     assert best(scores, 3) == [3, 1, 2]
     assert best(scores, 4) == [3, 1, 2, 4]
     assert best(scores, 99) == [3, 1, 2, 4, 5], "a fact without a common word is none"
+    assert best(np.ones(1000, np.float32), 50) == list(range(50))
 
 
 def test_each_choice_gets_the_facts_for_it_and_the_question() -> None:
