@@ -1386,10 +1386,12 @@ def test_the_groups_of_parameters_have_their_rates_and_decay() -> None:
 
 
 def test_baselines_are_what_rules_without_learning_reach() -> None:
-    known = [Question("", "?", ["red hat", "blue coat"], 1, [["the coat is blue"]])]
-    other = [Question("a hat", "red?", ["red hat", "coat"], 0, [[]])]
-    said = "always choice 2: 50.0%, most common words: 100.0%"
-    assert train.baselines(known, known + other) == said
+    facts = [["the coat is blue"]]
+    coat = Question("", "?", ["red hat", "blue coat"], 1, facts)
+    coats = [coat, coat, replace(coat, answer=0)]
+    hat = Question("a hat", "red?", ["coat", "red hat"], 1, [[]])
+    assert train.baselines([coat], coats) == "always choice 2: 66.7%, most common words: 66.7%"
+    assert train.baselines(coats, [hat]) == "always choice 2: 100.0%, most common words: 100.0%"
 
 
 def test_the_facts_that_were_kept_are_named() -> None:
@@ -1541,6 +1543,23 @@ def test_a_checkpoint_public_questions_and_a_file_of_facts(
         assert row["text"] == OWL[1][row["choice"]]
         assert len(row["facts"]) == 1
         assert row["facts"][0] in (own_data / "facts.txt").read_text()
+
+
+def test_what_a_checkpoint_lacks_is_what_learns_faster(
+    own_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups, seen = train.parameter_groups, []
+
+    def spy(model: nn.Module, new: list[str], lr: float) -> list[dict]:
+        seen.extend(new)
+        return groups(model, new, lr)
+
+    monkeypatch.setattr(train, "parameter_groups", spy)
+    arguments = ["--data", own_data, "--checkpoint", REFERENCE / "bert", "--out", own_data / "run"]
+    run_train(monkeypatch, *arguments, "--steps", 1)
+    assert "fact_embeddings.weight" in seen
+    assert "encoder.layer.2.Wv.weight" in seen
+    assert "classifier.weight" not in seen, "the folder brings a head"
 
 
 def test_questions_without_facts_need_a_file_of_facts(
