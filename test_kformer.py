@@ -1354,6 +1354,15 @@ def test_questions_of_different_sizes_share_a_batch() -> None:
         assert biggest_change(scores[i, : len(alone)], alone) < 1e-6
 
 
+def test_a_choice_for_which_no_fact_was_found_has_an_empty_slot() -> None:
+    found, none = ids(5, 6, facts=2), ids(7, 8)
+    found.fact_ids, none.fact_ids = [[[9, 9], [9]], []], [[]]
+    inputs, _ = train.collate([found, none], 0, torch.device("cpu"))
+    empty = [[0, 0], [0, 0]]
+    assert inputs["fact_ids"].tolist() == [[[[9, 9], [9, 0]], empty], [empty, empty]]
+    assert train.collate([none], 0, torch.device("cpu"))[0]["fact_ids"].tolist() == [[[[0]]]]
+
+
 def test_facts_for_all_choices_are_not_repeated() -> None:
     inputs, _ = train.collate([ids(5, 6), ids(7, 8)], 0, torch.device("cpu"))
     assert inputs["fact_ids"].shape == (2, 1, 1, 2)

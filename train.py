@@ -80,7 +80,9 @@ def pad(ragged: list, value: int, depth: int) -> Tensor:
     """Lists of lists of ... ids, `depth` levels, -> a tensor as long as the longest in each."""
 
     def sizes(part: list, depth: int) -> list[int]:
-        inner = [sizes(p, depth - 1) for p in part] if depth > 1 else []
+        if depth == 1:
+            return [max(1, len(part))]
+        inner = [sizes(p, depth - 1) for p in part] or [[1] * (depth - 1)]
         return [max(1, len(part)), *map(max, zip(*inner, strict=True))]
 
     def fill(part: list, shape: list[int]) -> list:
@@ -89,8 +91,7 @@ def pad(ragged: list, value: int, depth: int) -> Tensor:
         empty = [fill([], shape[1:])] * (shape[0] - len(part))
         return [fill(p, shape[1:]) for p in part] + empty
 
-    shape = sizes(ragged, depth)
-    return torch.tensor(fill(ragged, shape + [1] * (depth - len(shape))))
+    return torch.tensor(fill(ragged, sizes(ragged, depth)))
 
 
 def collate(
