@@ -11,7 +11,7 @@ line in `format_of`.
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,9 +28,14 @@ class Question:
     facts: list[list[str]]  # candidates, best first: one list for all choices, or one for each
 
 
+def of_choice(lists: list, choice: int) -> object:
+    """Of lists like `Question.facts`: that of this choice, or the one that all choices share."""
+    return lists[choice if len(lists) > 1 else 0]
+
+
 # ------------------------------------------------------------------------------------- formats
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+LETTERS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
 def release(row: dict, _: str | None) -> Question:
@@ -53,7 +58,7 @@ def social_iqa(row: dict, label: str | None) -> Question:
     """
     choices = [get(row, f"answer{letter}", str) for letter in "ABC"]
     context, question = get(row, "context", str), get(row, "question", str)
-    return Question(context, question, choices, place(label, "123"), [[]])
+    return Question(context, question, choices, place(label, ["1", "2", "3"]), [[]])
 
 
 def stem(row: dict, _: str | None) -> Question:
@@ -108,13 +113,13 @@ def texts(row: dict, key: str) -> list[str]:
     return value
 
 
-def place(answer: object, labels: Sequence[str]) -> int | None:
+def place(answer: object, labels: list[str]) -> int | None:
     """Which label the answer is, from 0; None without an answer."""
     if answer in (None, ""):
         return None
-    if answer not in list(labels):
+    if answer not in labels:
         raise ValueError(f"the answer must be one of {', '.join(labels)}, not {answer!r}")
-    return list(labels).index(answer)
+    return labels.index(answer)
 
 
 # --------------------------------------------------------------------------------------- files
@@ -135,10 +140,11 @@ def read_questions(path: Path, answers_needed: bool = True) -> list[Question]:
             row = json.loads(line)
             if not isinstance(row, dict):
                 raise ValueError("must be a JSON object")
-            formats.add(format_of(row))
+            to_question = format_of(row)
+            formats.add(to_question)
             if len(formats) > 1:
                 raise ValueError("in another format than the lines before")
-            question = format_of(row)(row, label)
+            question = to_question(row, label)
             if len(question.choices) < 2:
                 raise ValueError(f"needs at least two choices, has {len(question.choices)}")
             if answers_needed and question.answer is None:

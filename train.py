@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from kformer import KformerConfig, KformerForMultipleChoice
 from load_weights import grouped, load_config, load_tokenizer, open_folder, save_pretrained
-from questions import Question, read_facts, read_questions, retrieve, words
+from questions import Question, of_choice, read_facts, read_questions, retrieve, words
 from tokenizer import Tokenizer
 
 # -------------------------------------------------------------------------------------- tokens
@@ -198,8 +198,6 @@ def train(
 
     `new` are the parameters that a checkpoint didn't bring.
     """
-    if args.steps < 1:
-        return {"valid_accuracy": accuracy(model, data["valid"], args.dtype), "seconds": 0.0}
     optimizer = torch.optim.AdamW(parameter_groups(model, new, args.lr), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: learning_rate(i, args.steps))
     batches = shuffled(data["train"], args.batch_size, args.seed)
@@ -271,8 +269,7 @@ def baselines(train: list[Question], held_out: list[Question]) -> str:
     overlap = 0
     for q in held_out:
         known = [set(words(" ".join(facts) or f"{q.context} {q.question}")) for facts in q.facts]
-        known *= 1 if len(known) > 1 else len(q.choices)
-        common = [len(k & set(words(choice))) for k, choice in zip(known, q.choices, strict=True)]
+        common = [len(of_choice(known, i) & set(words(c))) for i, c in enumerate(q.choices)]
         overlap += common.index(max(common)) == q.answer
     majority = sum(q.answer == place for q in held_out) / len(held_out)
     overlap /= len(held_out)
@@ -292,11 +289,11 @@ def answer(
     if model.kept_facts is None:
         return probabilities, []
     likeliest = probabilities.index(max(probabilities))
-    own = likeliest % len(q.facts)  # 0 where all choices share their facts
+    facts, rows = of_choice(q.facts, likeliest), of_choice(encoded.fact_ids, likeliest)
     kept = model.kept_facts.expand(-1, len(q.choices), -1, -1)[0, likeliest].tolist()
     kept = [without(tokenizer.pad_token_id, row) for row in kept]
-    ids = [without(tokenizer.pad_token_id, row) for row in encoded.fact_ids[own]]
-    return probabilities, [q.facts[own][ids.index(row)] for row in kept if row]
+    ids = [without(tokenizer.pad_token_id, row) for row in rows]
+    return probabilities, [facts[ids.index(row)] for row in kept if row]
 
 
 def without(value: int, row: list[int]) -> list[int]:
@@ -318,7 +315,7 @@ def show(
     probabilities, facts = answer(model, tokenizer, q, dtype)
     chosen = probabilities.index(max(probabilities))
     strengths = fired(model, chosen)
-    for i, fact in enumerate(facts or q.facts[chosen % len(q.facts)]):  # or: nothing was injected
+    for i, fact in enumerate(facts or of_choice(q.facts, chosen)):  # or: nothing was injected
         strength = ""
         if strengths:
             most = "  <- fired most" if strengths[i] == max(strengths) else ""
@@ -458,17 +455,42 @@ def load(args: argparse.Namespace) -> tuple[KformerForMultipleChoice, Tokenizer,
     torch.manual_seed(args.seed)
     if args.checkpoint:
         model, tokenizer, report = open_folder(args.checkpoint, **fields)
-        if report.new:
-            print(f"new       {', '.join(grouped(report.new))}")
+        for what, names in (("unused", report.unused), ("new", report.new)):
+            if names:
+                print(f"{what:10}{', '.join(grouped(names))}")
         return model, tokenizer, report.new
     config, tokenizer = load_config(args.data, **fields), load_tokenizer(args.data)
     return KformerForMultipleChoice(config), tokenizer, []
 
 
+def fit(
+    model: KformerForMultipleChoice,
+    tokenizer: Tokenizer,
+    data: dict[str, list[Encoded]],
+    held_out: str,
+    new: list[str],
+    args: argparse.Namespace,
+) -> dict[str, float]:
+    """Trains, and leaves in args.out the log and the best state. Returns the log's last line."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    with open(args.out / "log.jsonl", "w", encoding="utf-8") as file:
+
+        def log(row: dict) -> None:
+            print(json.dumps(row), file=file, flush=True)
+
+        log({"arguments": {name: str(value) for name, value in vars(args).items()}})
+        times = train(model, data, new, args, log)
+        test = accuracy(model, data[held_out], args.dtype)
+        result = {"test_accuracy": test, "chance": chance(data[held_out]), **times}
+        log(result)
+    save_pretrained(model, tokenizer, args.out)
+    return result
+
+
 def run(args: argparse.Namespace) -> None:
     """Everything from the files to the last line of the report."""
-    questions = read_data(args)
     model, tokenizer, new = load(args)
+    questions = read_data(args)
     model.to(args.device)
     data = {s: [encode(q, tokenizer, model.config) for q in part] for s, part in questions.items()}
     known = [split for split in data if all(q.answer is not None for q in questions[split])]
@@ -479,22 +501,13 @@ def run(args: argparse.Namespace) -> None:
         epoch = -(-len(data["train"]) // args.batch_size)
         args.steps = 4 * epoch if args.checkpoint else 1500
 
-    if args.steps:
-        args.out.mkdir(parents=True, exist_ok=True)
-    with open(args.out / "log.jsonl" if args.steps else os.devnull, "w", encoding="utf-8") as file:
-
-        def log(row: dict) -> None:
-            print(json.dumps(row), file=file, flush=True)
-
-        log({"arguments": {name: str(value) for name, value in vars(args).items()}})
-        result = train(model, data, new, args, log)
-        least, test = chance(data[name]), accuracy(model, data[name], args.dtype)
-        log({"test_accuracy": test, "chance": least, **result})
+    result = fit(model, tokenizer, data, name, new, args) if args.steps else {}
+    test = result["test_accuracy"] if result else accuracy(model, data[name], args.dtype)
+    least = chance(data[name])
     print(f"{name:10}{test:.1%} of {len(data[name]):,} questions, chance is {least:.1%}")
     if test < least + 2 * (least * (1 - least) / len(data[name])) ** 0.5:
         print("          no better than chance: what it learned does not answer new questions")
-    if args.steps:
-        save_pretrained(model, tokenizer, args.out)
+    if result:
         print(f"time      {result['seconds']:.0f} s of training")
         print(f'saved     {args.out}: load_pretrained("{args.out}") opens it; figures in log.jsonl')
     if args.predict:
