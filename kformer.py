@@ -234,7 +234,7 @@ class SelfAttention(nn.Module):
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
         self.fact_scores: Tensor | None = None
         for linear in (self.query, self.key, self.value, self.output):
-            linear.weight.data.mul_(0.3).diagonal().add_(1)  # I + 0.3 of the default: see Block
+            linear.weight.data.mul_(0.3).diagonal().add_(1)  # near I: q kᵀ starts as likeness
 
     def forward(self, x: Tensor, mask: Tensor, prefix: Knowledge | None = None) -> Tensor:
         self.fact_scores = None
