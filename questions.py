@@ -158,11 +158,11 @@ def read_questions(path: Path, answers_needed: bool = True) -> list[Question]:
 
 
 def read_facts(path: Path) -> list[str]:
-    """One fact a line; blank lines don't count. Raises FileNotFoundError or ValueError."""
-    facts = [line.strip() for line in read_lines(path)]
+    """One fact a line, "" for a blank one. Raises FileNotFoundError or ValueError."""
+    facts = read_lines(path)
     if not any(facts):
         raise ValueError(f"{path}: no facts in it")
-    return [fact for fact in facts if fact]
+    return facts
 
 
 def read_lines(path: Path) -> list[str]:

@@ -29,7 +29,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu
+from tqdm import tqdm
 
+import evaluate
 import load_weights
 import train
 from data import make_toy
@@ -45,6 +47,7 @@ from kformer import (
 )
 from load_weights import (
     grouped,
+    load_config,
     load_pretrained,
     load_tokenizer,
     open_folder,
@@ -1017,7 +1020,7 @@ def test_random_models_agree_both_ways(
     with torch.no_grad():
         scores = theirs(**inputs).logits
         assert biggest_change(ours(**inputs), scores) < 2e-5
-        assert torch.equal(reopened(**inputs).logits, scores)
+        assert biggest_change(reopened(**inputs).logits, scores) < 1e-6  # rounding alone
     opened = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
     for line in (REFERENCE / kind / "texts.jsonl").read_text(encoding="utf-8").splitlines():
         text, expected = json.loads(line).values()
@@ -1293,12 +1296,12 @@ def test_words_lose_endings_and_the_common_ones_are_left_out() -> None:
     assert words("ing is us") == ["ing", "us"], "short words keep theirs"
 
 
-# -------------------------------------------------------------------------------------- train.py
+# ----------------------------------------------------------------------------------- evaluate.py
 
 
 def test_a_question_becomes_one_row_a_choice(toy: dict) -> None:
     tokenizer, question = load_tokenizer(HERE / "data" / "toy"), toy["train"][0]
-    encoded = train.encode(question, tokenizer, TINY)
+    encoded = evaluate.encode(question, tokenizer, TINY)
     for choice, row, segments in zip(
         question.choices, encoded.input_ids, encoded.token_type_ids, strict=True
     ):
@@ -1312,60 +1315,191 @@ def test_roberta_gets_the_text_of_the_release() -> None:
     """<s> context </s> Q: question </s> A: choice </s>, all in the one segment it knows."""
     model, tokenizer = load_pretrained(REFERENCE / "roberta")
     question = Question("The owl", "hunts?", ["mice", "oaks"], 0, [["owl"]])
-    encoded = train.encode(question, tokenizer, model.config)
+    encoded = evaluate.encode(question, tokenizer, model.config)
     assert tokenizer.decode(encoded.input_ids[1]) == "<s>The owl</s>Q: hunts?</s>A: oaks</s>"
     question.context = ""
-    without = train.encode(question, tokenizer, model.config)
+    without = evaluate.encode(question, tokenizer, model.config)
     assert tokenizer.decode(without.input_ids[1]) == "<s>Q: hunts?</s>A: oaks</s>"
     assert not any(map(any, encoded.token_type_ids))
-    assert train.score(model, [encoded, without], torch.float32)[0].isfinite().all()
+    assert evaluate.score(model, [encoded, without], torch.float32)[0].isfinite().all()
 
 
 def test_too_long_a_question_loses_its_beginning_never_the_choice() -> None:
     tokenizer = load_tokenizer(HERE / "data" / "toy")
     question = Question("red " * 50, "hat ?", ["Norwick", "Oakham"], 0, [["red " * 50]])
     short = replace(TINY, max_position_embeddings=8)
-    encoded = train.encode(question, tokenizer, short)
+    encoded = evaluate.encode(question, tokenizer, short)
     assert tokenizer.decode(encoded.input_ids[1]) == "[CLS] red red hat ? [SEP] oakham [SEP]"
     assert encoded.shortened
     question.context = "red red"
-    assert train.encode(question, tokenizer, short).input_ids == encoded.input_ids
-    assert not train.encode(question, tokenizer, short).shortened
+    assert evaluate.encode(question, tokenizer, short).input_ids == encoded.input_ids
+    assert not evaluate.encode(question, tokenizer, short).shortened
 
 
-def ids(*choices: int, facts: int = 1, length: int = 3) -> train.Encoded:
+def ids(*choices: int, facts: int = 1, length: int = 3) -> evaluate.Encoded:
     """A question with one choice for each id, the id repeated `length` times."""
     rows = [[i] * length for i in choices]
-    return train.Encoded(rows, [[0] * length for _ in rows], [[[9, 9]]] * facts, 0, False)
+    return evaluate.Encoded(rows, [[0] * length for _ in rows], [[[9, 9]]] * facts, 0, False)
 
 
 def test_questions_of_different_sizes_share_a_batch() -> None:
     """Of 2 and 3 choices, with facts for all of them and for each one; nothing depends on it."""
     model = tiny("ffn")
     questions = [ids(5, 6, 7), ids(8, 9, length=5), ids(5, 6, 7, facts=3, length=2)]
-    inputs, answers = train.collate(questions, TINY.pad_token_id, torch.device("cpu"))
+    inputs, answers = evaluate.collate(questions, TINY.pad_token_id, torch.device("cpu"))
     assert inputs["input_ids"].shape == (3, 3, 5)
     assert inputs["fact_ids"].shape == (3, 3, 1, 2)
     assert answers.tolist() == [0, 0, 0]
-    scores = train.score(model, questions, torch.float32)[0]
+    scores = evaluate.score(model, questions, torch.float32)[0]
     assert scores[1, 2] == -math.inf, "the choice that isn't there"
     for i, question in enumerate(questions):
-        alone = train.score(model, [question], torch.float32)[0][0]
+        alone = evaluate.score(model, [question], torch.float32)[0][0]
         assert biggest_change(scores[i, : len(alone)], alone) < 1e-6
 
 
 def test_a_choice_for_which_no_fact_was_found_has_an_empty_slot() -> None:
     found, none = ids(5, 6, facts=2), ids(7, 8)
     found.fact_ids, none.fact_ids = [[[9, 9], [9]], []], [[]]
-    inputs, _ = train.collate([found, none], 0, torch.device("cpu"))
+    inputs, _ = evaluate.collate([found, none], 0, torch.device("cpu"))
     empty = [[0, 0], [0, 0]]
     assert inputs["fact_ids"].tolist() == [[[[9, 9], [9, 0]], empty], [empty, empty]]
-    assert train.collate([none], 0, torch.device("cpu"))[0]["fact_ids"].tolist() == [[[[0]]]]
+    assert evaluate.collate([none], 0, torch.device("cpu"))[0]["fact_ids"].tolist() == [[[[0]]]]
 
 
 def test_facts_for_all_choices_are_not_repeated() -> None:
-    inputs, _ = train.collate([ids(5, 6), ids(7, 8)], 0, torch.device("cpu"))
+    inputs, _ = evaluate.collate([ids(5, 6), ids(7, 8)], 0, torch.device("cpu"))
     assert inputs["fact_ids"].shape == (2, 1, 1, 2)
+
+
+def test_baselines_are_what_rules_without_learning_reach() -> None:
+    facts = [["the coat is blue"]]
+    coat = Question("", "?", ["red hat", "blue coat"], 1, facts)
+    coats = [coat, coat, replace(coat, answer=0)]
+    hat = Question("a hat", "red?", ["coat", "red hat"], 1, [[]])
+    assert evaluate.baselines([coat], coats) == "always choice 2: 66.7%, most common words: 66.7%"
+    assert evaluate.baselines(coats, [hat]) == "always choice 2: 100.0%, most common words: 100.0%"
+
+
+def test_the_facts_that_were_kept_are_named() -> None:
+    tokenizer = tiny_tokenizer()
+    facts = [[f"w{i} w{i + 1}" for i in range(5, 12)], [f"w{i}" for i in range(20, 22)]]
+    question = Question("", "w5 w6 w7", ["w8", "w20"], 0, facts)
+    for inject, kept in (("none", 0), ("ffn", 3), ("concat", 3)):
+        model = tiny(inject, num_facts=3).float()
+        probabilities, used = evaluate.answer(model, tokenizer, question, torch.float32)
+        likeliest = probabilities.index(max(probabilities))
+        assert len(used) == min(kept, len(facts[likeliest]))
+        assert set(used) <= set(facts[likeliest])
+
+
+def test_a_fact_with_padding_in_its_text_is_still_named() -> None:
+    question = Question("", "w5", ["w8", "w20"], 0, [["w5 [PAD] w6", "w7"]])
+    model = tiny("ffn").float()
+    used = evaluate.answer(model, tiny_tokenizer(), question, torch.float32)[1]
+    assert used == ["w5 [PAD] w6", "w7"]
+
+
+def ask(q: Question) -> evaluate.Encoded:
+    return evaluate.encode(q, tiny_tokenizer(), TINY)
+
+
+def test_the_gold_fact_is_the_only_one_that_names_the_right_choice() -> None:
+    facts = ["w5 w8 w6", "w5 W20!", "w88 w5"]
+    question = Question("", "w5", ["w8", "w20", "w9", ""], 0, [facts])
+    assert evaluate.gold(question) == "w5 w8 w6"
+    assert evaluate.gold(replace(question, answer=1)) == "w5 W20!"
+    for answer in (2, 3, None):  # named by none, without a word, unknown
+        assert evaluate.gold(replace(question, answer=answer)) is None
+    assert evaluate.gold(replace(question, facts=[[*facts, "w8"]])) is None, "two facts name it"
+    own = replace(question, answer=1, facts=[["w20"], ["w5 w20"], [], []])
+    assert evaluate.gold(own) == "w5 w20", "of the facts of the right choice"
+
+
+def test_facts_are_edited_and_removed_in_every_list() -> None:
+    question = Question("", "w5", ["w8", "w20"], 1, [["w5 w20", "w8"], ["w6", "w5 w20"]])
+    edited = evaluate.edited(question)
+    assert (edited.facts, edited.answer) == ([["w5 w8", "w8"], ["w6", "w5 w8"]], 0)
+    assert evaluate.removed(question).facts == [["w8"], ["w6"]]
+    assert question.facts == [["w5 w20", "w8"], ["w6", "w5 w20"]], "the question is as it was"
+
+
+def reader(facts_count: bool) -> Callable:
+    """Instead of a model: takes the choice in the fact that begins like the question, or the first
+    one if there is no such fact, or if it knows nothing of facts.
+    """
+
+    def predictions(_: object, data: list[evaluate.Encoded], dtype: torch.dtype) -> list[int]:
+        chosen = []
+        for q in data:
+            named = [fact[1] for fact in q.fact_ids[0] if fact[0] == q.input_ids[0][1]]
+            choices = [row[3] for row in q.input_ids]  # [CLS] question [SEP] choice [SEP]
+            chosen.append(choices.index(named[0]) if named and facts_count else 0)
+        return chosen
+
+    return predictions
+
+
+@pytest.mark.parametrize(
+    ("facts_count", "flips", "right"), [(True, 1.0, (0.5, 1.0, 1.0)), (False, 0.0, (0.5, 0.5, 0.5))]
+)
+def test_effects_tell_who_reads_the_facts(
+    facts_count: bool, flips: float, right: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "predictions", reader(facts_count))
+    questions = [
+        Question("", "w5", ["w8", "w9"], 0, [["w5 w8", "w6 w9"]]),
+        Question("", "w7", ["w10", "w11"], 1, [["w12 w10", "w7 w11"]]),
+        Question("", "w7", ["w10", "w11"], 1, [["w7 w12"]]),  # no gold fact
+    ]
+    found = evaluate.effects(tiny("none"), tiny_tokenizer(), questions, torch.float32)
+    names = ("removed_accuracy", "shuffled_accuracy", "added_accuracy")
+    expected = {"gold_facts": 2, "flip_rate": flips, "gold_fires_most": {}}
+    expected |= dict(zip(names, right, strict=True))
+    assert found == expected
+    assert evaluate.effects(tiny("none"), tiny_tokenizer(), questions[2:], torch.float32) == {}
+
+
+@pytest.mark.parametrize("inject", ["attention", "ffn"])
+def test_which_fact_fires_most_does_not_depend_on_the_batch(inject: str) -> None:
+    """Against one question at a time, token by token."""
+    model, tokenizer = tiny(inject, inject_layers=(0, 2)).float(), tiny_tokenizer()
+    rng = random.Random(0)
+    questions = []
+    for number in range(40):  # of different lengths, the gold fact at any place
+        sizes = [number % 4 + 1] * 3
+        facts = [" ".join(f"w{rng.randrange(10, 50)}" for _ in range(size)) for size in sizes]
+        facts[number % 3] += " w5"
+        text = " ".join(f"w{rng.randrange(10, 50)}" for _ in range(number % 7 + 1))
+        shared = number % 2
+        lists = [facts] if shared else [facts, facts[::-1], facts]
+        questions.append(Question("", text, ["w6", "w5", "w7"], 1, lists))
+    hits = {0: 0, 2: 0}
+    for q in questions:
+        probabilities, facts = evaluate.answer(model, tokenizer, q, torch.float32)
+        taken = probabilities.index(max(probabilities))
+        for layer, fired in evaluate.fact_scores(model).items():
+            tokens_of = fired[0, taken, : len(ask(q).input_ids[taken])]
+            strongest = max(range(3), key=lambda n, rows=tokens_of: max(row[n] for row in rows))
+            hits[layer] += facts[strongest] == evaluate.gold(q)
+    found = evaluate.gold_fires_most(model, tokenizer, questions, torch.float32)
+    assert found == {layer: count / 40 for layer, count in hits.items()}
+    assert all(0 < share < 1 for share in found.values()), "otherwise it's a poor test"
+
+
+def test_a_picture_has_a_cell_for_each_fact_and_token() -> None:
+    fired = torch.tensor([[4.0, 0.0], [-0.1, 1.0], [2.0, 0.4]])
+    lines = list(evaluate.picture(fired, ["[CLS]", "owl", "?"], ["an owl", "mice"], " .:*#", 100))
+    name = " " * 40
+    assert lines == [
+        name + "[CLS] owl ?",
+        "    4.00  an owl                        #####     :",
+        "    1.00  mice                                ...  ",
+    ]
+    narrow = list(evaluate.picture(fired, ["[CLS]", "owl", "?"], ["an owl", "mice"], " .:*#", 49))
+    assert [line[40:] for line in narrow] == ["[CLS] owl", "#####    ", "      ...", "?", ":", " "]
+
+
+# -------------------------------------------------------------------------------------- train.py
 
 
 def test_each_epoch_has_every_question_once_in_batches_of_similar_lengths() -> None:
@@ -1392,34 +1526,6 @@ def test_the_groups_of_parameters_have_their_rates_and_decay() -> None:
     for name, parameter in model.named_parameters():
         decay = 0.0 if name.endswith(("bias", "norm.weight")) else 0.01
         assert found[id(parameter)] == (10.0 if name in new else 1.0, decay), name
-
-
-def test_baselines_are_what_rules_without_learning_reach() -> None:
-    facts = [["the coat is blue"]]
-    coat = Question("", "?", ["red hat", "blue coat"], 1, facts)
-    coats = [coat, coat, replace(coat, answer=0)]
-    hat = Question("a hat", "red?", ["coat", "red hat"], 1, [[]])
-    assert train.baselines([coat], coats) == "always choice 2: 66.7%, most common words: 66.7%"
-    assert train.baselines(coats, [hat]) == "always choice 2: 100.0%, most common words: 100.0%"
-
-
-def test_the_facts_that_were_kept_are_named() -> None:
-    tokenizer = tiny_tokenizer()
-    facts = [[f"w{i} w{i + 1}" for i in range(5, 12)], [f"w{i}" for i in range(20, 22)]]
-    question = Question("", "w5 w6 w7", ["w8", "w20"], 0, facts)
-    for inject, kept in (("none", 0), ("ffn", 3), ("concat", 3)):
-        model = tiny(inject, num_facts=3).float()
-        probabilities, used = train.answer(model, tokenizer, question, torch.float32)
-        likeliest = probabilities.index(max(probabilities))
-        assert len(used) == min(kept, len(facts[likeliest]))
-        assert set(used) <= set(facts[likeliest])
-
-
-def test_a_fact_with_padding_in_its_text_is_still_named() -> None:
-    question = Question("", "w5", ["w8", "w20"], 0, [["w5 [PAD] w6", "w7"]])
-    model = tiny("ffn").float()
-    used = train.answer(model, tiny_tokenizer(), question, torch.float32)[1]
-    assert used == ["w5 [PAD] w6", "w7"]
 
 
 @pytest.fixture(scope="module")
@@ -1449,11 +1555,11 @@ def test_one_command_trains_reports_and_saves(
     assert last["chance"] == 0.25
     model, tokenizer = load_pretrained(out)
     questions = read_questions(small_world / "test.jsonl")
-    data = [train.encode(q, tokenizer, model.config) for q in questions]
-    assert train.accuracy(model, data, torch.float32) == last["test_accuracy"]
-    for part in ("25.0%", f"injection: {inject}", "40 train", str(out), "one fact changed"):
+    data = [evaluate.encode(q, tokenizer, model.config) for q in questions]
+    assert evaluate.accuracy(model, data, torch.float32) == last["test_accuracy"]
+    for part in ("25.0%", f"injection: {inject}", "40 train", str(out), "its gold fact edited"):
         assert part in done.stdout
-    assert ("fired most" in done.stdout) == (inject in ("attention", "ffn"))
+    assert ("layer 2\n" in done.stdout) == (inject in ("attention", "ffn"))
 
 
 @pytest.mark.parametrize(
@@ -1466,6 +1572,9 @@ def test_one_command_trains_reports_and_saves(
         (["--steps", "0"], "argument --steps: 0 needs a --checkpoint"),
         (["--checkpoint", "nowhere"], "error: nowhere: no such folder"),
         (["--layers", "7"], "inject_layers (7,) must lie between 0 and 2"),
+        (["--layers", "2-0"], "--layers 2-0: there are none such among 3 layers"),
+        (["--layers", "first"], "argument --layers: invalid layers value: 'first'"),
+        (["--seed", "0", "1", "--show", "2"], "these are for one model alone"),
         (["--facts", "0"], "num_facts is 0, must be a whole number from 1"),
     ],
 )
@@ -1531,7 +1640,8 @@ def test_a_checkpoint_public_questions_and_a_file_of_facts(
         "--steps", 3, "--batch-size", 2, "--out", out, "--predict", files["first"],
     )  # fmt: skip
     said = capsys.readouterr().out
-    assert "13 questions get theirs out of 3 in facts.txt" in said
+    facts_file = own_data / "facts.txt"
+    assert f"13 questions get theirs out of 3 in {facts_file}; blank lines skipped: 1" in said
     assert "new       encoder.layer.1,2.Wk.bias/weight" in said
     assert "chance    33.3%; always choice 1: 50.0%" in said
     last = json.loads((out / "log.jsonl").read_text().strip().split("\n")[-1])
@@ -1589,15 +1699,16 @@ def test_questions_without_facts_need_a_file_of_facts(
 
 def train_a_little(folder: Path, seed: int, lr: float = 1e-3) -> tuple[list[dict], float, float]:
     """Ten steps -> the log, the best accuracy by the report, the accuracy of the model it left."""
-    config = train.load_config(folder, inject="ffn", hidden_dropout_prob=0.3)
+    config = load_config(folder, inject="ffn", hidden_dropout_prob=0.3)
     tokenizer = load_tokenizer(folder)
     questions = read_questions(folder / "train.jsonl")
-    data = [train.encode(q, tokenizer, config) for q in questions]
+    data = [evaluate.encode(q, tokenizer, config) for q in questions]
     torch.manual_seed(seed)
     model, log = KformerForMultipleChoice(config), []
     args = Namespace(lr=lr, steps=10, batch_size=8, seed=seed, dtype=torch.float32)
-    result = train.train(model, {"train": data, "valid": data}, [], args, log.append)
-    return log, result["valid_accuracy"], train.accuracy(model, data, torch.float32)
+    splits = {"train": data, "valid": data}
+    result = train.train(model, splits, [], args, log.append, tqdm(disable=True))
+    return log, result["valid_accuracy"], evaluate.accuracy(model, data, torch.float32)
 
 
 def test_two_runs_of_a_seed_are_alike_and_another_seed_is_not(small_world: Path) -> None:
@@ -1610,3 +1721,124 @@ def test_the_best_state_is_kept_and_measured_without_dropout(small_world: Path) 
     found = [row["valid_accuracy"] for row in log]
     assert found[-1] < max(found), "the case is of use only if the last state isn't the best"
     assert best == max(found) == left
+
+
+@pytest.mark.parametrize(
+    ("text", "depth", "numbers"),
+    [
+        ("bottom", 6, (0, 1)), ("middle", 6, (2, 3)), ("top", 6, (4, 5)), ("all", 3, (0, 1, 2)),
+        ("bottom", 2, (0,)), ("top", 2, (1,)), ("middle", 7, (2, 3, 4)), ("0-2", 6, (0, 1, 2)),
+        ("4", 6, (4,)), ("3,0-1,1", 6, (0, 1, 3)),
+    ],
+)  # fmt: skip
+def test_layers_have_names_and_closed_ranges(text: str, depth: int, numbers: tuple) -> None:
+    assert train.layer_numbers(text, depth) == numbers
+
+
+def test_the_runs_of_a_table_are_the_product_each_once() -> None:
+    args = Namespace(
+        inject=["none", "concat", "ffn"], layers=["top", "0"], facts=[1, 5], seed=[0, 1], out=None
+    )
+    names = [str(run.out) for run in train.runs_of(args)]
+    assert names[:4] == [str(Path("runs", n)) for n in (
+        "none-seed-0", "none-seed-1", "concat-facts-1-seed-0", "concat-facts-1-seed-1",
+    )]  # fmt: skip
+    assert len(set(names)) == len(names) == 2 + 2 * 2 + 2 * 2 * 2
+
+
+@pytest.fixture
+def table_command(small_world: Path, tmp_path: Path) -> list:
+    return [
+        "--data", small_world, "--inject", "none", "ffn", "--layers", "all", "--seed", 0, 1,
+        "--steps", 4, "--out", tmp_path / "table",
+    ]  # fmt: skip
+
+
+def test_a_table_has_a_row_for_each_setting(
+    table_command: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    run_train(monkeypatch, *table_command)
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if line.startswith("|")]
+    assert len(lines) == 4
+    assert len({len(line) for line in lines}) == 1, "they line up"
+    rows = [json.loads(line) for line in (table_command[-1] / "table.jsonl").open()]
+    for row, line, inject in zip(rows, lines[2:], ("none", "ffn"), strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        found = []
+        for seed, result in enumerate(row["runs"]):
+            layers = "-layers-all" if inject == "ffn" else ""
+            log = table_command[-1] / f"{inject}{layers}-seed-{seed}" / "log.jsonl"
+            assert {"seed": seed, **json.loads(log.read_text().splitlines()[-1])} == result
+            found.append(100 * result["test_accuracy"])
+        mean, deviation = sum(found) / 2, abs(found[0] - found[1]) / math.sqrt(2)
+        assert abs(float(cells[3].split()[0]) - mean) <= 0.051, "to one place"
+        assert abs(float(cells[3].split()[2]) - deviation) <= 0.051
+        assert abs(100 * row["mean"] - mean) < 1e-9
+        assert cells[:3] == ([inject, "", ""] if inject == "none" else ["ffn", "all (0-2)", "5"])
+    added = 228 * 16 + 3 * 2 * (16 * 16 + 16)  # a table of fact embeddings; Wk, Wv and biases
+    assert lines[3].split("|")[7].strip() == f"{added:,}"
+    assert "chance 25.0%" in lines[0]
+
+
+def test_an_interrupted_table_goes_on_where_it_stopped(
+    table_command: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    fit, trained = train.fit, []
+
+    def spy(task: train.Task, args: Namespace, *rest: object, **options: object) -> dict:
+        if len(trained) == stop_at:
+            raise KeyboardInterrupt
+        trained.append(args.out.name)
+        return fit(task, args, *rest, **options)
+
+    monkeypatch.setattr(train, "fit", spy)
+    stop_at = 3
+    with pytest.raises(SystemExit):
+        run_train(monkeypatch, *table_command)
+    assert "the finished runs are kept, the same command goes on" in capsys.readouterr().err
+    log = table_command[-1] / "none-seed-1" / "log.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))  # it didn't finish
+    stop_at = None
+    trained.clear()
+    run_train(monkeypatch, *table_command)
+    assert trained == ["none-seed-1", "ffn-layers-all-seed-1"]
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    trained.clear()
+    run_train(monkeypatch, *table_command)
+    assert trained == []
+    again = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert again == table
+    run_train(monkeypatch, *table_command, "--lr", 1e-4)
+    assert len(trained) == 4, "other arguments, other runs"
+
+
+def test_a_table_does_not_keep_runs_on_other_data(
+    own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["--data", own_data, "--checkpoint", REFERENCE / "bert", "--steps", 1]
+    command += ["--seed", 0, 1, "--out", tmp_path / "table"]
+    run_train(monkeypatch, *command)
+    write_lines(own_data / "facts.txt", "the owl eats rice")
+    trained, fit = [], train.fit
+    monkeypatch.setattr(train, "fit", lambda *a, **k: trained.append(1) or fit(*a, **k))
+    run_train(monkeypatch, *command)
+    assert len(trained) == 2
+
+
+def test_a_saved_run_is_looked_into_without_training(
+    small_world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    out = tmp_path / "run"
+    run_train(monkeypatch, "--data", small_world, "--steps", 2, "--out", out)
+    capsys.readouterr()
+    run_train(monkeypatch, "--data", small_world, "--checkpoint", out, "--show", 2)
+    said = capsys.readouterr().out
+    assert "step" not in said
+    assert "Question 2: " in said
+    assert "Question 3: " not in said
+    assert said.count("  layer 1\n") == said.count("  layer 2\n") == 2
+    assert "gold one fires most" in said

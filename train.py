@@ -1,116 +1,42 @@
-"""Multiple-choice questions and their facts in, a trained Kformer and a report out.
+"""Multiple-choice questions and their facts in; a trained Kformer, a report or a table out.
 
     python train.py --inject ffn        learns the toy world in data/toy from injected facts
     python train.py --inject none       the same without facts: stays at chance
     python train.py --inject ffn --checkpoint FOLDER --data FOLDER      one's own
+    python train.py --inject none concat attention ffn --seed 0 1 2     a table
+    python train.py --checkpoint runs/ffn-seed-0 --show 3               a look inside
 
-Read it from top to bottom: tokens -> batches -> training -> report -> command line.
+Read it from top to bottom: batches -> training -> one run -> its report -> tables -> command line.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 import time
-from collections import Counter
+from argparse import Namespace
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import groupby, product
 from pathlib import Path
+from statistics import mean, stdev
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from kformer import KformerConfig, KformerForMultipleChoice
-from load_weights import grouped, load_config, load_tokenizer, open_folder, save_pretrained
-from questions import Question, of_choice, read_facts, read_questions, retrieve, words
+import evaluate
+from evaluate import Encoded, accuracy, chance, encode, gold, score
+from kformer import KformerForMultipleChoice
+from load_weights import grouped, load_config, load_tokenizer, open_folder, save_pretrained, span
+from questions import Question, read_facts, read_questions, retrieve
 from tokenizer import Tokenizer
 
-# -------------------------------------------------------------------------------------- tokens
-
-
-@dataclass
-class Encoded:
-    """One question as ids: for each choice a row of tokens and of segments; for each list of facts
-    a row for each fact.
-    """
-
-    input_ids: list[list[int]]
-    token_type_ids: list[list[int]]
-    fact_ids: list[list[list[int]]]
-    answer: int | None
-    shortened: bool
-
-    def __len__(self) -> int:
-        return max(map(len, self.input_ids))
-
-
-def encode(q: Question, tokenizer: Tokenizer, config: KformerConfig) -> Encoded:
-    """BERT: [CLS] context question [SEP] choice [SEP], segments 0 and 1.
-    RoBERTa: <s> context </s> Q: question </s> A: choice </s>, as in the release.
-
-    Too long an input loses the beginning of its context, never the choice.
-    """
-    begin, end, most = [tokenizer.cls_token_id], [tokenizer.sep_token_id], config.max_tokens
-    if config.model_type == "bert":
-        first = tokenizer.encode(f"{q.context} {q.question}") + end
-        last = [tokenizer.encode(choice) for choice in q.choices]
-    else:
-        context = tokenizer.encode(q.context) + end if q.context else []
-        first = context + tokenizer.encode(f"Q: {q.question}") + end
-        last = [tokenizer.encode(f"A: {choice}") for choice in q.choices]
-    rows, segments, shortened = [], [], False
-    for second in last:
-        second = second[: most - 3] + end
-        room = most - 1 - len(second)
-        shortened = shortened or len(first) > room
-        rows.append(begin + first[-room:] + second)
-        segment = min(1, config.type_vocab_size - 1)
-        segments.append([0] * (len(rows[-1]) - len(second)) + [segment] * len(second))
-    facts = [[tokenizer.encode(fact)[:most] for fact in candidates] for candidates in q.facts]
-    return Encoded(rows, segments, facts, q.answer, shortened)
-
-
-# -------------------------------------------------------------------------------------- batches
-
-
-def pad(ragged: list, value: int, depth: int) -> Tensor:
-    """Lists of lists of ... ids, `depth` levels, -> a tensor as long as the longest in each."""
-
-    def sizes(part: list, depth: int) -> list[int]:
-        if depth == 1:
-            return [max(1, len(part))]
-        inner = [sizes(p, depth - 1) for p in part] or [[1] * (depth - 1)]
-        return [max(1, len(part)), *map(max, zip(*inner, strict=True))]
-
-    def fill(part: list, shape: list[int]) -> list:
-        if len(shape) == 1:
-            return part + [value] * (shape[0] - len(part))
-        empty = [fill([], shape[1:])] * (shape[0] - len(part))
-        return [fill(p, shape[1:]) for p in part] + empty
-
-    return torch.tensor(fill(ragged, sizes(ragged, depth)))
-
-
-def collate(
-    batch: list[Encoded], pad_id: int, device: torch.device
-) -> tuple[dict[str, Tensor], Tensor]:
-    """B questions -> the arguments of the model, and the answers (B,), -1 where nobody knows.
-
-    A question with fewer choices than others gets rows of padding.
-    """
-    most = max(len(q.input_ids) for q in batch)
-    shared = all(len(q.fact_ids) == 1 for q in batch)
-    facts = [q.fact_ids * (1 if shared or len(q.fact_ids) > 1 else most) for q in batch]
-    inputs = {
-        "input_ids": pad([q.input_ids for q in batch], pad_id, 3),  # (B, C, T)
-        "token_type_ids": pad([q.token_type_ids for q in batch], 0, 3),  # (B, C, T)
-        "fact_ids": pad(facts, pad_id, 4),  # (B, 1 or C, S, L)
-    }
-    answers = torch.tensor([-1 if q.answer is None else q.answer for q in batch])
-    return {name: t.to(device) for name, t in inputs.items()}, answers.to(device)
+# ------------------------------------------------------------------------------------- training
 
 
 def shuffled(data: list[Encoded], batch_size: int, seed: int) -> Iterator[list[Encoded]]:
@@ -125,30 +51,6 @@ def shuffled(data: list[Encoded], batch_size: int, seed: int) -> Iterator[list[E
             batches += [some[i : i + batch_size] for i in range(0, len(some), batch_size)]
         for i in torch.randperm(len(batches), generator=generator).tolist():
             yield [data[k] for k in batches[i]]
-
-
-# ------------------------------------------------------------------------------------- training
-
-
-def score(model: KformerForMultipleChoice, batch: list[Encoded], dtype: torch.dtype) -> tuple:
-    """B questions -> scores (B, C) in float32, -inf where a choice is missing; answers (B,)"""
-    device, pad_id = model.classifier.weight.device, model.config.pad_token_id
-    inputs, answers = collate(batch, pad_id, device)
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        scores = model(**inputs).float()
-    missing = (inputs["input_ids"] == pad_id).all(-1)
-    return scores.masked_fill(missing, -torch.inf), answers
-
-
-@torch.inference_mode()
-def accuracy(model: KformerForMultipleChoice, data: list[Encoded], dtype: torch.dtype) -> float:
-    """The share of questions whose right choice has the largest score."""
-    model.eval()
-    right, data = 0, sorted(data, key=len)  # less padding
-    for start in range(0, len(data), 100):
-        scores, answers = score(model, data[start : start + 100], dtype)
-        right += (scores.argmax(-1) == answers).sum().item()
-    return right / len(data)
 
 
 def learning_rate(step: int, steps: int) -> float:
@@ -191,8 +93,9 @@ def train(
     model: KformerForMultipleChoice,
     data: dict[str, list[Encoded]],
     new: list[str],
-    args: argparse.Namespace,
+    args: Namespace,
     log: Callable[[dict], None],
+    bar: tqdm,
 ) -> dict[str, float]:
     """Trains `model`, leaves it in its best state on the validation split, returns the times.
 
@@ -204,14 +107,14 @@ def train(
     evaluate_at = {round(args.steps * i / 10) for i in range(1, 11)}
     best, best_state = -1.0, {}
     trained, training, evaluated, evaluating = 0, 0.0, 0, 0.0  # questions and seconds
-    bar = tqdm(range(1, args.steps + 1), "training", unit="step", leave=False, disable=None)
-    for step in bar:
+    for step in range(1, args.steps + 1):
         start, batch = time.perf_counter(), next(batches)
         loss, right = train_step(model, batch, optimizer, args.dtype)
         schedule.step()
         if step > 2:  # the first steps warm the machine up
             training += time.perf_counter() - start
             trained += len(batch)
+        bar.update()
         if step % 20 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{right.item():.0%}")
         if step in evaluate_at:
@@ -219,7 +122,6 @@ def train(
             found = accuracy(model, data["valid"], args.dtype)
             evaluating += time.perf_counter() - start
             evaluated += len(data["valid"])
-            tqdm.write(f"  step {step:6,}   loss {loss.item():.3f}   validation {found:6.1%}")
             log({"step": step, "loss": loss.item(), "valid_accuracy": found})
             if found > best:
                 best = found
@@ -233,197 +135,36 @@ def train(
     }
 
 
-# --------------------------------------------------------------------------------------- report
+# -------------------------------------------------------------------------------------- one run
 
 
-def chance(data: list[Encoded]) -> float:
-    """The accuracy of guessing."""
-    return sum(1 / len(q.input_ids) for q in data) / len(data)
+@dataclass
+class Task:
+    """All that a run needs, read and encoded."""
+
+    model: KformerForMultipleChoice
+    tokenizer: Tokenizer
+    new: list[str]  # parameters that the checkpoint didn't bring
+    questions: dict[str, list[Question]]  # split -> questions; "test" last where there is one
+    data: dict[str, list[Encoded]]  # the same, encoded
+    held_out: str  # the split that accuracies are of: "valid" where nobody knows test's answers
 
 
-def describe(model: KformerForMultipleChoice, data: dict[str, list[Encoded]], source: Path) -> None:
-    """What data, what model, how many parameters."""
-    config, everything = model.config, [q for part in data.values() for q in part]
-    sizes = ", ".join(f"{len(part):,} {split}" for split, part in data.items())
-    choices = sorted({len(q.input_ids) for q in everything})
-    total = sum(p.numel() for p in model.parameters())
-    names = [n for n, _ in model.named_parameters()]
-    added = [n for n in names if n == "fact_embeddings.weight" or ".Wk." in n or ".Wv." in n]
-    extra = sum(model.get_parameter(n).numel() for n in added)
-    layers = f" in layers {' '.join(map(str, config.inject_layers))}" if added else ""
-    print(f"data      {source}: {sizes} questions of {' or '.join(map(str, choices))} choices")
-    if shortened := sum(q.shortened for q in everything):
-        print(f"          {shortened:,} of them cut at the front to {config.max_tokens} tokens")
-    print(
-        f"model     {config.num_hidden_layers} layers, hidden size {config.hidden_size}, "
-        f"{config.num_attention_heads} heads; injection: {config.inject}{layers}"
-    )
-    print(f"          {total:,} parameters, {extra:,} of them for the facts")
+def layer_numbers(text: str, depth: int) -> tuple[int, ...]:
+    """ "0-2,5" -> (0, 1, 2, 5); "all"; "bottom", "middle", "top": a third of `depth` layers."""
+    third = max(1, depth // 3)
+    names = {"bottom": (0, third), "middle": (third, depth - third), "top": (depth - third, depth)}
+    if text in names or text == "all":
+        numbers = range(*names.get(text, (0, depth)))
+    else:
+        ends = [part.split("-") for part in text.split(",")]
+        numbers = {i for pair in ends for i in range(int(pair[0]), int(pair[-1]) + 1)}
+    if not numbers:
+        raise ValueError(f"--layers {text}: there are none such among {depth} layers")
+    return tuple(sorted(numbers))
 
 
-def baselines(train: list[Question], held_out: list[Question]) -> str:
-    """The accuracy of rules that learn nothing: the place that is most often right in training, and
-    the choice with the most words in common with its facts, or with the question without facts.
-    """
-    place = Counter(q.answer for q in train).most_common(1)[0][0]
-    overlap = 0
-    for q in held_out:
-        known = [set(words(" ".join(facts) or f"{q.context} {q.question}")) for facts in q.facts]
-        common = [len(of_choice(known, i) & set(words(c))) for i, c in enumerate(q.choices)]
-        overlap += common.index(max(common)) == q.answer
-    majority = sum(q.answer == place for q in held_out) / len(held_out)
-    overlap /= len(held_out)
-    return f"always choice {place + 1}: {majority:.1%}, most common words: {overlap:.1%}"
-
-
-@torch.inference_mode()
-def answer(
-    model: KformerForMultipleChoice, tokenizer: Tokenizer, q: Question, dtype: torch.dtype
-) -> tuple[list[float], list[str]]:
-    """One question -> the probabilities of its choices, and the facts that the model kept for the
-    likeliest one.
-    """
-    model.eval()
-    encoded = encode(q, tokenizer, model.config)
-    probabilities = score(model, [encoded], dtype)[0].softmax(-1)[0].tolist()
-    if model.kept_facts is None:
-        return probabilities, []
-    likeliest = probabilities.index(max(probabilities))
-    facts, rows = of_choice(q.facts, likeliest), of_choice(encoded.fact_ids, likeliest)
-    kept = model.kept_facts.expand(-1, len(q.choices), -1, -1)[0, likeliest].tolist()
-    kept = [without(tokenizer.pad_token_id, row) for row in kept]
-    ids = [without(tokenizer.pad_token_id, row) for row in rows]
-    return probabilities, [facts[ids.index(row)] for row in kept if row]
-
-
-def without(value: int, row: list[int]) -> list[int]:
-    return [i for i in row if i != value]
-
-
-def fired(model: KformerForMultipleChoice, choice: int) -> list[float]:
-    """How strongly each fact fired for one choice of the last question: its strongest token, summed
-    over the injected layers. Empty where no fact is injected."""
-    halves = [half for block in model.encoder.layer for half in (block.attention, block.ffn)]
-    scores = [half.fact_scores for half in halves if half.fact_scores is not None]
-    return sum(s[0, choice].amax(0) for s in scores).tolist() if scores else []
-
-
-def show(
-    model: KformerForMultipleChoice, tokenizer: Tokenizer, q: Question, dtype: torch.dtype
-) -> None:
-    """One worked question: its facts, how strongly they fired, the choices and probabilities."""
-    probabilities, facts = answer(model, tokenizer, q, dtype)
-    chosen = probabilities.index(max(probabilities))
-    strengths = fired(model, chosen)
-    for i, fact in enumerate(facts or of_choice(q.facts, chosen)):  # or: nothing was injected
-        strength = ""
-        if strengths:
-            most = "  <- fired most" if strengths[i] == max(strengths) else ""
-            strength = f"{strengths[i]:8.2f}{most}"
-        print(f"    {fact:<36}{strength}".rstrip())
-    for i, choice in enumerate(q.choices):
-        right = "  <- right" if i == q.answer else ""
-        print(f"    {'>' if i == chosen else ' '} {choice:<32}{probabilities[i]:10.1%}{right}")
-
-
-def edited(q: Question) -> Question | None:
-    """The same question, its right fact changed to say another choice; None without such a fact."""
-    if q.answer is None:
-        return None
-    answer = (q.answer + 1) % len(q.choices)
-    old, new = re.compile(rf"\b{re.escape(q.choices[q.answer])}\b"), q.choices[answer]
-    facts = [[old.sub(lambda _: new, fact) for fact in candidates] for candidates in q.facts]
-    return replace(q, facts=facts, answer=answer) if facts != q.facts else None
-
-
-def write_predictions(
-    path: Path,
-    model: KformerForMultipleChoice,
-    tokenizer: Tokenizer,
-    questions: list[Question],
-    dtype: torch.dtype,
-) -> None:
-    """One JSON object a line: the choice (from 0), its text, all probabilities, the facts used."""
-    with open(path, "w", encoding="utf-8") as file:
-        for q in tqdm(questions, "predicting", unit="question", leave=False, disable=None):
-            probabilities, facts = answer(model, tokenizer, q, dtype)
-            choice = probabilities.index(max(probabilities))
-            row = {"choice": choice, "text": q.choices[choice], "probabilities": probabilities}
-            print(json.dumps(row | {"facts": facts}), file=file)
-
-
-# --------------------------------------------------------------------------------- command line
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
-def make_parser() -> argparse.ArgumentParser:
-    toy = os.path.relpath(Path(__file__).resolve().parent / "data" / "toy")
-    parser = argparse.ArgumentParser(
-        description="Train a Kformer on multiple-choice questions and facts.",
-        epilog="Without arguments it learns the toy world of this repo in about a minute.",
-    )
-    add = parser.add_argument
-    add("--inject", choices=("none", "concat", "attention", "ffn"),
-        help="how the facts come in: not at all, as words behind the input, as a prefix of keys "
-        "and values, as hidden neurons of the FFN (default: as in the checkpoint, or ffn)")
-    add("--layers", type=int, nargs="+", metavar="N",
-        help="layers that facts are injected into, from 0 at the bottom (default: the top three, "
-        "of fewer than four layers all but the bottom one)")
-    add("--facts", type=int, metavar="N",
-        help="facts kept for a question, those nearest to it (default: 5)")
-    add("--data", type=Path, default=Path(toy), metavar="FOLDER",
-        help="train.jsonl, valid.jsonl or dev.jsonl, maybe test.jsonl and facts.txt "
-        "(default: data/toy)")
-    add("--checkpoint", type=Path, metavar="FOLDER",
-        help="pretrained weights to start from (default: random ones, of the size in the "
-        "config.json of the data folder)")
-    add("--retrieve", type=positive, metavar="N",
-        help="look up N candidate facts for each choice in facts.txt (default: as many as are "
-        "kept, and only for questions that bring none)")
-    add("--steps", type=int, metavar="N",
-        help="batches to train on; 0: only evaluate the checkpoint, write nothing but predictions "
-        "(default: 1500, with a checkpoint four epochs)")
-    add("--batch-size", type=positive, default=32, help="questions in a batch (default: 32)")
-    add("--lr", type=float, help="learning rate (default: 2e-3, with a checkpoint 5e-5)")
-    add("--seed", type=int, default=0, help="of the weights and the order (default: 0)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"),
-        help="where it runs (default: the GPU if there is one)")
-    add("--dtype", default="float32", choices=("float32", "bfloat16"),
-        help="of the matrix products (default: float32)")
-    add("--predict", type=Path, metavar="FILE",
-        help="write predictions for the test questions, a JSON object a line")
-    add("--out", type=Path, metavar="FOLDER",
-        help="where the run is saved (default: runs/INJECT-seed-SEED)")
-    return parser
-
-
-def parse_arguments() -> argparse.Namespace:
-    """What depends on other arguments, or on the machine, is filled in."""
-    parser = make_parser()
-    args = parser.parse_args()
-    if args.steps is not None and args.steps < 0:
-        parser.error(f"argument --steps: must be at least 0, not {args.steps}")
-    if args.steps == 0 and not args.checkpoint:
-        parser.error("argument --steps: 0 needs a --checkpoint to evaluate")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("argument --device: no GPU is to be seen here, try --device cpu")
-    if args.inject is None:
-        own = load_config(args.checkpoint).inject if args.checkpoint else "none"
-        args.inject = own if own != "none" else "ffn"
-    if args.lr is None:
-        args.lr = 5e-5 if args.checkpoint else 2e-3
-    args.out = args.out or Path("runs", f"{args.inject}-seed-{args.seed}")
-    args.dtype = getattr(torch, args.dtype)
-    return args
-
-
-def read_data(args: argparse.Namespace) -> dict[str, list[Question]]:
+def read_data(args: Namespace, say: Callable[[str], None]) -> dict[str, list[Question]]:
     """The questions of each split, "test" last where there is one, with facts where they're needed.
 
     Facts are looked up in facts.txt for questions that bring none, or for all with --retrieve.
@@ -442,96 +183,372 @@ def read_data(args: argparse.Namespace) -> dict[str, list[Question]]:
                 f"{path}: no such file, but {len(bare):,} questions need facts from it; "
                 "--inject none needs no facts"
             )
-        facts = read_facts(path)
-        print(f"facts     {len(bare):,} questions get theirs out of {len(facts):,} in facts.txt")
+        lines = read_facts(path)
+        facts = [line for line in lines if line]
+        blank = f"; blank lines skipped: {len(lines) - len(facts):,}" if "" in lines else ""
+        say(f"facts     {len(bare):,} questions get theirs out of {len(facts):,} in {path}{blank}")
         retrieve(bare, facts, args.retrieve or args.facts or 5)
     return questions
 
 
-def load(args: argparse.Namespace) -> tuple[KformerForMultipleChoice, Tokenizer, list[str]]:
-    """The model, its tokenizer, and the names of parameters that a checkpoint didn't bring."""
-    fields = {"inject": args.inject, "inject_layers": args.layers, "num_facts": args.facts}
+def prepare(args: Namespace, say: Callable[[str], None] = print) -> Task:
+    """Opens the model, reads and encodes the questions; fills in the number of steps."""
+    folder = args.checkpoint or args.data
+    fields = {"inject": args.inject, "num_facts": args.facts}
+    if args.layers is not None:
+        fields["inject_layers"] = layer_numbers(args.layers, load_config(folder).num_hidden_layers)
     fields = {name: value for name, value in fields.items() if value is not None}
     torch.manual_seed(args.seed)
+    new = []
     if args.checkpoint:
-        model, tokenizer, report = open_folder(args.checkpoint, **fields)
-        for what, names in (("unused", report.unused), ("new", report.new)):
+        model, tokenizer, report = open_folder(folder, **fields)
+        new = report.new
+        for what, names in (("unused", report.unused), ("new", new)):
             if names:
-                print(f"{what:10}{', '.join(grouped(names))}")
-        return model, tokenizer, report.new
-    config, tokenizer = load_config(args.data, **fields), load_tokenizer(args.data)
-    return KformerForMultipleChoice(config), tokenizer, []
+                say(f"{what:10}{', '.join(grouped(names))}")
+    else:
+        config, tokenizer = load_config(folder, **fields), load_tokenizer(folder)
+        model = KformerForMultipleChoice(config)
+    model.to(args.device)
+    questions = read_data(args, say)
+    data = {s: [encode(q, tokenizer, model.config) for q in part] for s, part in questions.items()}
+    held_out = [s for s, part in questions.items() if all(q.answer is not None for q in part)][-1]
+    if args.steps is None:
+        epoch = -(-len(data["train"]) // args.batch_size)
+        args.steps = 4 * epoch if args.checkpoint else 1500
+    return Task(model, tokenizer, new, questions, data, held_out)
+
+
+def added_parameters(model: KformerForMultipleChoice) -> int:
+    """How many parameters are there for the facts."""
+    of_facts = re.compile(r"fact_embeddings\.|.*\.W[kv]\.")
+    return sum(p.numel() for name, p in model.named_parameters() if of_facts.match(name))
+
+
+def describe_data(task: Task, source: Path) -> None:
+    """How many questions, and what is reached without learning."""
+    everything = [q for part in task.data.values() for q in part]
+    sizes = ", ".join(f"{len(part):,} {split}" for split, part in task.data.items())
+    choices = sorted({len(q.input_ids) for q in everything})
+    print(f"data      {source}: {sizes} questions of {' or '.join(map(str, choices))} choices")
+    if shortened := sum(q.shortened for q in everything):
+        most = task.model.config.max_tokens
+        print(f"          {shortened:,} of them cut at the front to {most} tokens")
+    rules = evaluate.baselines(task.questions["train"], task.questions[task.held_out])
+    print(f"chance    {chance(task.data[task.held_out]):.1%}; {rules}")
+
+
+def describe_model(model: KformerForMultipleChoice) -> None:
+    config, added = model.config, added_parameters(model)
+    layers = f" in layers {' '.join(map(str, config.inject_layers))}" if added else ""
+    print(
+        f"model     {config.num_hidden_layers} layers, hidden size {config.hidden_size}, "
+        f"{config.num_attention_heads} heads; injection: {config.inject}{layers}"
+    )
+    total = sum(p.numel() for p in model.parameters())
+    print(f"          {total:,} parameters, {added:,} of them for the facts")
+
+
+def identity(task: Task, args: Namespace) -> dict:
+    """What decides the result of a run: its arguments and its data."""
+    arguments = {name: str(value) for name, value in vars(args).items()}
+    digest = hashlib.sha256(repr(task.questions).encode("utf-8")).hexdigest()
+    return {"arguments": arguments, "data": digest}
 
 
 def fit(
-    model: KformerForMultipleChoice,
-    tokenizer: Tokenizer,
-    data: dict[str, list[Encoded]],
-    held_out: str,
-    new: list[str],
-    args: argparse.Namespace,
-) -> dict[str, float]:
+    task: Task, args: Namespace, bar: tqdm, say: Callable[[str], None] = tqdm.write
+) -> dict[str, object]:
     """Trains, and leaves in args.out the log and the best state. Returns the log's last line."""
+    model, held_out = task.model, task.data[task.held_out]
     args.out.mkdir(parents=True, exist_ok=True)
     with open(args.out / "log.jsonl", "w", encoding="utf-8") as file:
 
         def log(row: dict) -> None:
             print(json.dumps(row), file=file, flush=True)
+            if "step" in row:
+                say(
+                    f"  step {row['step']:6,}   loss {row['loss']:.3f}   "
+                    f"validation {row['valid_accuracy']:6.1%}"
+                )
 
-        log({"arguments": {name: str(value) for name, value in vars(args).items()}})
-        times = train(model, data, new, args, log)
-        test = accuracy(model, data[held_out], args.dtype)
-        result = {"test_accuracy": test, "chance": chance(data[held_out]), **times}
+        log(identity(task, args))
+        times = train(model, task.data, task.new, args, log, bar)
+        test = accuracy(model, held_out, args.dtype)
+        result = {"test_accuracy": test, "chance": chance(held_out)}
+        questions = task.questions[task.held_out]
+        result |= evaluate.effects(model, task.tokenizer, questions, args.dtype)
+        result |= {"parameters_added": added_parameters(model), **times}
+        save_pretrained(model, task.tokenizer, args.out)
         log(result)
-    save_pretrained(model, tokenizer, args.out)
     return result
 
 
-def run(args: argparse.Namespace) -> None:
-    """Everything from the files to the last line of the report."""
-    model, tokenizer, new = load(args)
-    questions = read_data(args)
-    model.to(args.device)
-    data = {s: [encode(q, tokenizer, model.config) for q in part] for s, part in questions.items()}
-    known = [split for split in data if all(q.answer is not None for q in questions[split])]
-    name = known[-1]  # the validation split where the answers of a test split aren't known
-    describe(model, data, args.data)
-    print(f"chance    {chance(data[name]):.1%}; {baselines(questions['train'], questions[name])}")
-    if args.steps is None:
-        epoch = -(-len(data["train"]) // args.batch_size)
-        args.steps = 4 * epoch if args.checkpoint else 1500
+def run(args: Namespace) -> None:
+    """One run, from the files to the last line of its report."""
+    task, result = prepare(args), {}
+    describe_data(task, args.data)
+    describe_model(task.model)
+    if args.steps:
+        with tqdm(total=args.steps, desc="training", unit="step", leave=False, disable=None) as bar:
+            result = fit(task, args, bar)
+    report(task, result, args)
 
-    result = fit(model, tokenizer, data, name, new, args) if args.steps else {}
-    test = result["test_accuracy"] if result else accuracy(model, data[name], args.dtype)
-    least = chance(data[name])
-    print(f"{name:10}{test:.1%} of {len(data[name]):,} questions, chance is {least:.1%}")
-    if test < least + 2 * (least * (1 - least) / len(data[name])) ** 0.5:
+
+def report(task: Task, result: dict, args: Namespace) -> None:
+    """Accuracy, what the facts did, where it was saved, and single questions."""
+    model, tokenizer, name = task.model, task.tokenizer, task.held_out
+    questions, data, least = task.questions[name], task.data[name], chance(task.data[name])
+    if not result:
+        result = {"test_accuracy": accuracy(model, data, args.dtype)}
+        result |= evaluate.effects(model, tokenizer, questions, args.dtype)
+    test = result["test_accuracy"]
+    print(f"{name:10}{test:.1%} of {len(data):,} questions, chance is {least:.1%}")
+    if test < least + 2 * (least * (1 - least) / len(data)) ** 0.5:
         print("          no better than chance: what it learned does not answer new questions")
-    if result:
+    if "flip_rate" in result:
+        print(
+            f"edited    {result['flip_rate']:.1%} of right answers follow when the gold fact names "
+            f"another choice ({result['gold_facts']:,} questions have one)\n"
+            f"          right without the gold fact: {result['removed_accuracy']:.1%}; with facts "
+            f"shuffled: {result['shuffled_accuracy']:.1%}; with unrelated ones added: "
+            f"{result['added_accuracy']:.1%}"
+        )
+    if layers := result.get("gold_fires_most"):
+        shares = ", ".join(f"{share:.1%} in layer {layer}" for layer, share in layers.items())
+        print(f"          of all facts the gold one fires most: {shares}")
+    if "seconds" in result:
         print(f"time      {result['seconds']:.0f} s of training")
         print(f'saved     {args.out}: load_pretrained("{args.out}") opens it; figures in log.jsonl')
     if args.predict:
-        last = list(questions)[-1]
-        write_predictions(args.predict, model, tokenizer, questions[last], args.dtype)
+        last = list(task.questions)[-1]
+        evaluate.write_predictions(
+            args.predict, model, tokenizer, task.questions[last], args.dtype
+        )
         print(f"          {args.predict}: predictions for {last}, a line a question")
 
-    question = questions[name][0]
-    print(f"\nOne question: {question.question}")
-    show(model, tokenizer, question, args.dtype)
-    if changed := edited(question):
-        print("The same, one fact changed:")
-        show(model, tokenizer, changed, args.dtype)
+    terminal = sys.stdout.isatty()
+    shades = " ░▒▓█" if terminal else " .:*#"
+    width = shutil.get_terminal_size().columns if terminal else 100
+    for number, q in enumerate(questions[: args.show or 1], 1):
+        print(f"\nQuestion {number}: ", end="")
+        evaluate.show(model, tokenizer, q, args.dtype, shades, width)
+    first = questions[0]
+    if gold(first) and not args.show:
+        print("\nThe same, its gold fact edited: ", end="")
+        evaluate.show(model, tokenizer, evaluate.edited(first), args.dtype, shades, width)
+
+
+# --------------------------------------------------------------------------------------- tables
+
+
+def runs_of(args: Namespace) -> list[Namespace]:
+    """The product of --inject, --layers, --facts and --seed, a seed after the other. What makes no
+    difference is run once: "none" has no layers and no facts, "concat" has no layers.
+    """
+    runs = {}
+    for inject, layers, facts, seed in product(args.inject, args.layers, args.facts, args.seed):
+        layers = layers if inject in ("attention", "ffn") else None
+        facts = facts if inject != "none" else None
+        which = {"inject": inject, "layers": layers, "facts": facts, "seed": seed}
+        name = "-".join(f"{k}-{v}" for k, v in which.items() if v is not None)
+        runs[name.removeprefix("inject-")] = Namespace(**(vars(args) | which))
+    for name, one in runs.items():
+        one.out = args.out or Path("runs")
+        if len(runs) > 1 or args.out is None:
+            one.out = one.out / name
+    return list(runs.values())
+
+
+def finished(task: Task, args: Namespace) -> dict | None:
+    """The result that an earlier run with the same arguments and data left in args.out."""
+    try:
+        lines = (args.out / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        first, last = json.loads(lines[0]), json.loads(lines[-1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return last if first == identity(task, args) and "test_accuracy" in last else None
+
+
+def setting(args: Namespace) -> tuple[str, str | None, int | None]:
+    """What the runs of a row of the table have in common."""
+    return args.inject, args.layers, args.facts
+
+
+def table(runs: list[Namespace]) -> None:
+    """Makes all runs that aren't finished yet, and prints a row as soon as its seeds are done."""
+    folder, task = runs[0].out.parent, prepare(runs[-1])
+    describe_data(task, runs[0].data)
+    least = chance(task.data[task.held_out])
+    print(f"runs      {len(runs)}, into {folder}; those that are finished there are kept\n")
+    headings = ["inject   ", "layers      ", "facts", f"accuracy (chance {least:.1%})",
+                "answers that flip", "seconds a step", "parameters added"]  # fmt: skip
+    print(table_row(headings, headings))
+    print(table_row(["-" * len(heading) for heading in headings], headings))
+    steps = runs[-1].steps
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        open(folder / "table.jsonl", "w", encoding="utf-8") as file,
+        tqdm(total=len(runs) * steps, unit="step", leave=False, disable=None) as bar,
+    ):
+        for _, same in groupby(runs, setting):
+            results = []
+            for args in same:
+                bar.set_description(args.out.name)
+                task = prepare(args, say=lambda _: None)
+                result = finished(task, args)
+                if result:
+                    bar.total -= steps
+                else:
+                    result = fit(task, args, bar, say=lambda _: None)
+                results.append({"seed": args.seed} | result)
+            values, cells = summary(task.model, args, results)
+            tqdm.write(table_row(cells, headings))
+            print(json.dumps(values | {"runs": results}), file=file, flush=True)
+
+
+def summary(
+    model: KformerForMultipleChoice, args: Namespace, results: list[dict]
+) -> tuple[dict, list[str]]:
+    """What the runs of a row have in common and their mean: for the file, and for the table."""
+    config, added = model.config, results[0]["parameters_added"]
+    layers = span(set(config.inject_layers)) if added else ""
+    facts = config.num_facts if config.inject != "none" else ""
+    found = [result["test_accuracy"] for result in results]
+    flips = [result["flip_rate"] for result in results if "flip_rate" in result]
+    rate = mean(result["train_questions_per_second"] for result in results)
+    seconds = args.batch_size / rate if rate else 0.0
+    values = {
+        "inject": config.inject, "layers": layers, "facts": facts, "mean": mean(found),
+        "stdev": stdev(found) if len(found) > 1 else None, "seconds_a_step": seconds,
+    }  # fmt: skip
+    named = args.layers and not args.layers[0].isdigit()
+    layers = f"{args.layers} ({layers})" if named and layers else layers
+    flips = over_seeds(flips) if flips else ""
+    return values, [
+        config.inject, layers, str(facts), over_seeds(found), flips, f"{seconds:.3f}", f"{added:,}",
+    ]  # fmt: skip
+
+
+def over_seeds(values: list[float]) -> str:
+    """Mean and, of more than one, standard deviation."""
+    spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * mean(values):.1f}{spread} %"
+
+
+def table_row(cells: list[str], headings: list[str]) -> str:
+    """A line of a Markdown table, as wide as its headings."""
+    padded = (f"{cell:{len(heading)}}" for cell, heading in zip(cells, headings, strict=True))
+    return "| " + " | ".join(padded) + " |"
+
+
+# --------------------------------------------------------------------------------- command line
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def layers(text: str) -> str:
+    """Looks right; whether the model has such layers is seen when it's known."""
+    if re.fullmatch(r"top|middle|bottom|all|\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", text):
+        return text
+    raise ValueError
+
+
+def make_parser() -> argparse.ArgumentParser:
+    toy = os.path.relpath(Path(__file__).resolve().parent / "data" / "toy")
+    parser = argparse.ArgumentParser(
+        description="Train a Kformer on multiple-choice questions and facts.",
+        epilog="Without arguments it learns the toy world of this repo in about a minute. Several "
+        "values of --inject, --layers, --facts and --seed make all runs of their product, and a "
+        "table, its figures in table.jsonl; given again, the command keeps the finished runs.",
+    )
+    add = parser.add_argument
+    add("--inject", nargs="+", choices=("none", "concat", "attention", "ffn"),
+        help="how the facts come in: not at all, as words behind the input, as a prefix of keys "
+        "and values, as hidden neurons of the FFN (default: as in the checkpoint, or ffn)")
+    add("--layers", type=layers, nargs="+", metavar="WHICH",
+        help="layers that facts are injected into: bottom, middle or top (a third of all), all, or "
+        "numbers from 0 at the bottom, such as 2 or 0-2 or 0,2 (default: the top three, of fewer "
+        "than four layers all but the bottom one)")
+    add("--facts", type=int, nargs="+", metavar="N",
+        help="facts kept for a question, those nearest to it (default: 5)")
+    add("--data", type=Path, default=Path(toy), metavar="FOLDER",
+        help="train.jsonl, valid.jsonl or dev.jsonl, maybe test.jsonl and facts.txt "
+        "(default: data/toy)")
+    add("--checkpoint", type=Path, metavar="FOLDER",
+        help="pretrained weights to start from (default: random ones, of the size in the "
+        "config.json of the data folder)")
+    add("--retrieve", type=positive, metavar="N",
+        help="look up N candidate facts for each choice in facts.txt (default: as many as are "
+        "kept, and only for questions that bring none)")
+    add("--steps", type=int, metavar="N",
+        help="batches to train on; 0: only evaluate the checkpoint, write nothing but predictions "
+        "(default: 1500, with a checkpoint four epochs)")
+    add("--batch-size", type=positive, default=32, help="questions in a batch (default: 32)")
+    add("--lr", type=float, help="learning rate (default: 2e-3, with a checkpoint 5e-5)")
+    add("--seed", type=int, nargs="+", default=[0], metavar="N",
+        help="of the weights and the order (default: 0)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"),
+        help="where it runs (default: the GPU if there is one)")
+    add("--dtype", default="float32", choices=("float32", "bfloat16"),
+        help="of the matrix products (default: float32)")
+    add("--predict", type=Path, metavar="FILE",
+        help="write predictions for the test questions, a JSON object a line")
+    add("--show", type=positive, metavar="N",
+        help="look at N questions: which fact fired where; a checkpoint is not trained unless "
+        "--steps is given (default: 1, after training)")
+    add("--out", type=Path, metavar="FOLDER",
+        help="where the run is saved (default: runs/INJECT-seed-SEED), or the runs of a table "
+        "(default: runs)")
+    return parser
+
+
+def parse_arguments() -> Namespace:
+    """What depends on other arguments, or on the machine, is filled in."""
+    parser = make_parser()
+    args = parser.parse_args()
+    if args.show and args.checkpoint and args.steps is None:
+        args.steps = 0
+    if args.steps is not None and args.steps < 0:
+        parser.error(f"argument --steps: must be at least 0, not {args.steps}")
+    if args.steps == 0 and not args.checkpoint:
+        parser.error("argument --steps: 0 needs a --checkpoint to evaluate")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("argument --device: no GPU is to be seen here, try --device cpu")
+    if args.inject is None:
+        own = load_config(args.checkpoint).inject if args.checkpoint else "none"
+        args.inject = [own if own != "none" else "ffn"]
+    if args.lr is None:
+        args.lr = 5e-5 if args.checkpoint else 2e-3
+    args.dtype = getattr(torch, args.dtype)
+    args.layers, args.facts = args.layers or [None], args.facts or [None]
+    if len(runs_of(args)) > 1 and (args.show or args.predict or args.steps == 0):
+        parser.error("argument --show, --predict, --steps 0: these are for one model alone")
+    return args
 
 
 def main() -> None:
-    sys.stdout.reconfigure(line_buffering=True)  # through a pipe, too, lines come as they are made
+    # through a pipe, too, lines come as they are made, and no character is one too many
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    runs = []
     try:
-        run(parse_arguments())
+        runs = runs_of(parse_arguments())
+        if len(runs) > 1:
+            table(runs)
+        else:
+            run(runs[0])
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\ninterrupted: nothing was saved but the log", file=sys.stderr)
+        several = "the finished runs are kept, the same command goes on"
+        left = several if len(runs) > 1 else "nothing was saved but the log"
+        print(f"\ninterrupted: {left}", file=sys.stderr)
         sys.exit(130)
 
 
