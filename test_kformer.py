@@ -3,6 +3,7 @@
     python -m pytest                     all of it, in well under a minute
     python -m pytest -k widened          one thing, by a word of its name
 
+The checks of the README's exercises say in a sentence what is wrong (`attempt`, `compare`).
 Nothing here needs a network, a GPU or a download. Small models with random weights will do, since
 what is tested holds for any weights.
 """
@@ -16,6 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
+import traceback
 import unicodedata
 from argparse import Namespace
 from collections.abc import Callable
@@ -42,6 +44,7 @@ from kformer import (
     KformerForMultipleChoice,
     SelfAttention,
     append_facts,
+    hide,
     mean_embedding,
     nearest_facts,
 )
@@ -112,6 +115,38 @@ def biggest_change(a: Tensor, b: Tensor) -> float:
     return (a - b).abs().max().item()
 
 
+def fail(sentence: str) -> None:
+    pytest.fail(sentence, pytrace=False)
+
+
+def attempt(name: str, function: Callable, *args: object, **kwargs: object) -> object:
+    """function(...). Where it raises an error, the test fails with that error and its place."""
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        place = [frame for frame in frames if Path(frame.filename).parent == HERE][-1]
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        fail(f"{name}: {said:.150} ({Path(place.filename).name}, line {place.lineno})")
+
+
+def compare(name: str, found: object, expected: Tensor, why: str, limit: float = 1e-5) -> None:
+    """Fails, because of `why`, unless `found`, which `name` gave, is `expected` up to `limit`."""
+    shape = tuple(expected.shape)
+    if not isinstance(found, Tensor):
+        fail(f"{name}: gives {found!r:.50}, must give a tensor of shape {shape}. {why}")
+    if found.shape != shape:
+        fail(f"{name}: gives the shape {tuple(found.shape)}, must be {shape}. {why}")
+    wrong = ~((found - expected).abs() <= limit)  # so that nan is wrong too
+    if wrong.any():
+        at = tuple(wrong.nonzero()[0].tolist())
+        many = f"{wrong.sum()} of {wrong.numel()}"
+        fail(
+            f"{name}: entry {at} is {found[at].item():.4g}, must be {expected[at].item():.4g} "
+            f"({many} entries are wrong). {why}"
+        )
+
+
 # ---------------------------------------------------------------------------- kformer.py: FFN
 
 
@@ -120,13 +155,17 @@ def test_ffn_injection_is_an_ordinary_ffn_that_was_widened() -> None:
     torch.manual_seed(0)
     ffn, x = FFN(TINY), torch.randn(B, T, D)
     K, V = torch.randn(B, N, D), torch.randn(B, N, D)
+    real = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 1], [0, 0, 0, 0]]).bool()
+    widened = []
     for row in range(B):
-        W1 = torch.cat([ffn.W1.weight.T, K[row].T], dim=1)  # (D, M + N): the columns of Kᵀ
-        b1 = torch.cat([ffn.W1.bias, torch.zeros(N)])  # (M + N): zeros
-        W2 = torch.cat([ffn.W2.weight.T, V[row]], dim=0)  # (M + N, D): the rows of V
-        widened = gelu(x[row] @ W1 + b1) @ W2 + ffn.W2.bias
-        injected = ffn(x[row], (K[row], V[row], torch.ones(N, dtype=torch.bool)))
-        assert biggest_change(injected, widened) < 1e-5
+        W1 = torch.cat([ffn.W1.weight.T, K[row, real[row]].T], dim=1)  # the columns of Kᵀ
+        b1 = torch.cat([ffn.W1.bias, torch.zeros(len(W1.T) - len(ffn.W1.bias))])  # zeros
+        W2 = torch.cat([ffn.W2.weight.T, V[row, real[row]]], dim=0)  # the rows of V
+        widened.append(gelu(x[row] @ W1 + b1) @ W2 + ffn.W2.bias)
+    injected = attempt("FFN.forward", ffn, x, (K, V, real))
+    compare("FFN.forward", injected, torch.stack(widened),
+            "gelu(x W1 + b1) W2 + b2 + gelu(x Kᵀ) V is an FFN with M + N neurons; row 1 has an "
+            "empty slot, row 2 nothing else, and an empty slot adds nothing.")  # fmt: skip
 
 
 def test_fact_scores_of_the_ffn_are_its_activations() -> None:
@@ -175,11 +214,24 @@ def test_attention_with_a_prefix_equals_plain_loops() -> None:
     K, V = torch.randn(B, N, D), torch.randn(B, N, D)
     mask = torch.arange(T) < torch.tensor([[7], [4], [1]])
     real = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 1], [0, 0, 0, 0]]).bool()
-    out = layer(x, mask, (K, V, real))
-    for row in range(B):
-        expected, shares = attention_in_loops(layer, x[row], mask[row], K[row], V[row], real[row])
-        assert biggest_change(out[row], expected) < 1e-5
-        assert biggest_change(layer.fact_scores[row], shares) < 1e-6
+    rows = [attention_in_loops(layer, x[i], mask[i], K[i], V[i], real[i]) for i in range(B)]
+    expected, shares = map(torch.stack, zip(*rows, strict=True))
+    out = attempt("SelfAttention.forward", layer, x, mask, (K, V, real))
+    compare("SelfAttention.forward", out, expected,
+            "In each head softmax(q [Kᵀ kᵀ] / sqrt(D/H)) [V; v], then `output`; row 1 has padding "
+            "and empty slots, in row 2 all slots are empty.")  # fmt: skip
+    compare("SelfAttention.fact_scores", layer.fact_scores, shares,
+            "The share of the attention that each fact got, mean of the heads.")  # fmt: skip
+
+
+def test_what_is_hidden_gets_no_attention() -> None:
+    scores = torch.randn(2, 1, 2, 3)
+    real = torch.tensor([[True, False, True], [False, False, False]])
+    expected = scores.clone()
+    expected[0, ..., 1] = expected[1] = torch.finfo(scores.dtype).min
+    compare("hide", attempt("hide", hide, scores, real), expected,
+            "What isn't real gets the lowest number there is, not -inf: where nothing is real, as "
+            "in row 1, the softmax of -inf is 0/0.")  # fmt: skip
 
 
 # -------------------------------------------------------------------------- kformer.py: facts
@@ -187,10 +239,13 @@ def test_attention_with_a_prefix_equals_plain_loops() -> None:
 
 def test_a_fact_is_the_mean_of_its_words_and_padding_is_none() -> None:
     table = nn.Embedding(50, D)
-    ids = torch.tensor([[7, 8, 8, 0, 0], [0, 0, 0, 0, 0]])
-    mean = mean_embedding(table, ids, ids != 0)
-    assert biggest_change(mean[0], (table.weight[7] + 2 * table.weight[8]) / 3) < 1e-6
-    assert (mean[1] == 0).all(), "the mean of an empty slot must be 0, not 0/0"
+    A, owns, B_ = table.weight[5:8]
+    ids = torch.tensor([[5, 6, 7, 0, 0], [7, 6, 5, 0, 0], [5, 7, 7, 7, 0], [0, 0, 0, 0, 0]])
+    means = [(A + owns + B_) / 3, (A + owns + B_) / 3, (A + 3 * B_) / 4, torch.zeros(D)]
+    mean = attempt("mean_embedding", mean_embedding, table, ids, ids != 0)
+    compare("mean_embedding", mean, torch.stack(means),
+            "A fact is the mean of the embeddings of its real tokens; rows 0 and 1 have the same "
+            "words, row 3 has none and must be 0, not 0/0.")  # fmt: skip
 
 
 def nearest_in_loops(fact_ids: list, table: Tensor, question: Tensor, num_facts: int) -> list:
@@ -353,13 +408,23 @@ class ReleasedAttention(nn.Module):
         return ours.output(out.transpose(-3, -2).flatten(-2)).view_as(x)
 
 
+def complaint(check: Callable, model: nn.Module) -> str:
+    try:
+        check(model)
+    except AssertionError as error:
+        return str(error).split("\n")[0]
+    return "nothing"
+
+
 def test_the_released_attention_baseline_fails_these_checks() -> None:
     model = tiny("attention", inject_layers=(2,))
     model.encoder.layer[2].attention = ReleasedAttention(model.encoder.layer[2].attention)
-    with pytest.raises(AssertionError, match="another question's facts changed a score"):
-        depends_on_its_own_alone(model)  # without padding they leak in
-    with pytest.raises(AssertionError, match="doesn't count, padding=True"):
-        every_fact_counts(model)  # with padding anywhere no fact is seen at all
+    for check, fault in (
+        (depends_on_its_own_alone, "another question's facts changed a score"),  # they leak in
+        (every_fact_counts, "doesn't count, padding=True"),  # with padding, no fact is seen at all
+    ):
+        if fault not in (said := complaint(check, model)):
+            fail(f"{check.__name__} says {said}, and not that {fault}: that fault is mended.")
     questions, facts = padded_batch()
     others = tokens(B, N, L, seed=9)
     assert torch.equal(model(questions, fact_ids=facts), model(questions, fact_ids=others))
@@ -600,15 +665,19 @@ def test_facts_injected_into_a_checkpoint_start_from_its_words(inject: str, fold
     assert torch.equal(model.encoder.layer[2].Wk(facts), facts), "a key starts as the fact itself"
 
 
-def test_ffn_in_a_checkpoint_starts_as_the_plain_encoder_and_can_learn(folder: Path) -> None:
-    plain, model = load_pretrained(folder)[0], load_pretrained(folder, inject="ffn")[0]
+def test_the_zero_gate_of_ffn_is_the_plain_encoder_and_can_learn(folder: Path) -> None:
+    plain = load_pretrained(folder)[0]
+    model, _ = attempt("fresh", load_pretrained, folder, inject="ffn")
     model.classifier.load_state_dict(plain.classifier.state_dict())
     questions, facts = tokens(B, C, T), tokens(B, N, L, seed=2)
-    scores = model(questions, fact_ids=facts)
-    assert torch.equal(scores, plain(questions))
-    assert model.encoder.layer[2].ffn.fact_scores.all(), "facts fire, but their values are 0"
+    scores, block = model(questions, fact_ids=facts), model.encoder.layer[2]
+    compare("fresh", scores, plain(questions),
+            "Scores at the start: with Wv = 0 and bv = 0 every fact's value is 0, so that facts "
+            "change nothing yet.", limit=0)  # fmt: skip
     cross_entropy(scores, torch.tensor([0, 1, 1])).backward()
-    assert model.encoder.layer[2].Wv.weight.grad.any()
+    if not block.ffn.fact_scores.all() or not block.Wv.weight.grad.any():
+        fail("fresh: no fact fires, or no gradient reaches Wv: where Wk is 0 as well, x Kᵀ is 0, "
+             "and the gate can't open.")  # fmt: skip
 
 
 def tiny_tokenizer() -> WordPiece:
@@ -697,12 +766,28 @@ def test_tensors_have_the_names_of_transformers(tmp_path: Path) -> None:
             assert torch.equal(tensors[f"{name}.{parameter}"], value), name
 
 
-def test_only_gamma_and_beta_of_a_layer_norm_are_renamed() -> None:
-    ours = "encoder.layer.1.ffn_norm.weight"
-    assert our_name("bert.encoder.layer.1.output.LayerNorm.gamma") == ours
-    assert our_name("embeddings.LayerNorm.beta") == "embeddings.norm.bias"
-    for name in ("encoder.layer.0.gamma", "scaler.beta", "LayerNorm.gamma.scale"):
-        assert our_name(name) == name
+def test_names_in_a_checkpoint_become_ours() -> None:
+    """With or without a prefix; of gamma and beta only those of a LayerNorm."""
+    for theirs, ours in {
+        "bert.encoder.layer.1.output.LayerNorm.gamma": "encoder.layer.1.ffn_norm.weight",
+        "encoder.layer.1.attention.output.LayerNorm.weight":
+            "encoder.layer.1.attention_norm.weight",
+        "roberta.encoder.layer.0.attention.self.query.bias": "encoder.layer.0.attention.query.bias",
+        "roberta.encoder.layer.11.attention.output.dense.bias":
+            "encoder.layer.11.attention.output.bias",
+        "encoder.layer.0.intermediate.dense.weight": "encoder.layer.0.ffn.W1.weight",
+        "bert.encoder.layer.0.output.dense.weight": "encoder.layer.0.ffn.W2.weight",
+        "embeddings.LayerNorm.beta": "embeddings.norm.bias",
+        "bert.embeddings.word_embeddings.weight": "embeddings.word_embeddings.weight",
+        "bert.pooler.dense.weight": "pooler.weight",
+        "classifier.weight": "classifier.weight",
+        "encoder.layer.0.gamma": "encoder.layer.0.gamma",
+        "scaler.beta": "scaler.beta",
+        "LayerNorm.gamma.scale": "LayerNorm.gamma.scale",
+    }.items():  # fmt: skip
+        found = attempt("our_name", our_name, theirs)
+        if found != ours:
+            fail(f'our_name: "{theirs}" became {found!r}, must be "{ours}".')
 
 
 # --------------------------------------------------------------- load_weights.py: the tokenizers
@@ -1263,12 +1348,18 @@ def bm25_in_loops(query: str, fact: str, facts: list[str], k1: float, b: float) 
 
 
 @pytest.mark.parametrize(("k1", "b"), [(1.2, 0.75), (0.5, 0.0), (2.0, 1.0)])
-def test_bm25_equals_plain_loops(k1: float, b: float, toy: dict) -> None:
-    facts = [fact for q in toy["test"][:30] for fact in q.facts[0]] + ["", "Owls owls owls eat."]
-    index = BM25(facts, k1, b)
+def test_bm25_equals_plain_loops(k1: float, b: float) -> None:
+    drawn, facts = random.Random(0), ["", "Owls owls owls eat."]
+    for _ in range(30):
+        facts += make_toy.make_question(drawn, "test", "plain")["knowledges"]
+    index = attempt("BM25", BM25, facts, k1, b)
     for query in ("Where is Mira's school?", "Does the owl eat owls?", "of the", ""):
         expected = [bm25_in_loops(query, fact, facts, k1, b) for fact in facts]
-        assert abs(index.scores(query) - expected).max() < 1e-5
+        found = attempt("BM25.scores", index.scores, query)
+        found = torch.from_numpy(found) if isinstance(found, np.ndarray) else found
+        compare("BM25.scores", found, torch.tensor(expected),
+                f'One for each fact, {k1=}, {b=}, "{query}": the formula is in the docstring, fact '
+                "0 is empty, fact 1 has a word three times.")  # fmt: skip
 
 
 def test_the_best_facts_come_first_and_of_equals_the_first() -> None:
@@ -1842,3 +1933,75 @@ def test_a_saved_run_is_looked_into_without_training(
     assert "Question 3: " not in said
     assert said.count("  layer 1\n") == said.count("  layer 2\n") == 2
     assert "gold one fires most" in said
+
+
+# ------------------------------------------------------------------------------- the exercises
+
+
+def mean_with_padding(table: nn.Embedding, ids: Tensor, real: Tensor) -> Tensor:
+    return table(ids).mean(-2)
+
+
+def hide_with_infinity(scores: Tensor, real: Tensor) -> Tensor:
+    return scores.masked_fill(~real[..., None, None, :], -math.inf)
+
+
+def attention_without_prefix(layer: SelfAttention, x: Tensor, mask: Tensor, _: object) -> Tensor:
+    return layer.output(layer.value(x))
+
+
+def ffn_with_empty_slots(ffn: FFN, x: Tensor, neurons: tuple) -> Tensor:
+    K, V, _ = neurons
+    return ffn.W2(gelu(ffn.W1(x))) + gelu(x @ K.mT) @ V
+
+
+def zero_keys(
+    name: str, *rest: object, fresh: Callable[..., Tensor] = load_weights.fresh
+) -> Tensor:
+    return torch.zeros_like(fresh(name, *rest)) if ".W" in name else fresh(name, *rest)
+
+
+def empty_index(bm25: BM25, facts: list[str], k1: float, b: float) -> None:
+    bm25.num_facts, bm25.index = len(facts), {}
+
+
+@pytest.mark.parametrize(
+    ("where", "wrong", "why", "check", "given"),
+    [
+        ("kformer.mean_embedding", mean_with_padding, "entry (0, 0)",
+         test_a_fact_is_the_mean_of_its_words_and_padding_is_none, {}),
+        ("kformer.hide", hide_with_infinity, "is -inf",
+         test_what_is_hidden_gets_no_attention, {}),
+        ("kformer.SelfAttention.forward", attention_without_prefix, "entry (0, 0, 0)",
+         test_attention_with_a_prefix_equals_plain_loops, {}),
+        ("kformer.FFN.forward", ffn_with_empty_slots, "entry (1, 0, 0)",
+         test_ffn_injection_is_an_ordinary_ffn_that_was_widened, {}),
+        ("load_weights.our_name", str.lower, 'must be "encoder.layer.1.ffn_norm.weight"',
+         test_names_in_a_checkpoint_become_ours, {}),
+        ("load_weights.fresh", zero_keys, "x Kᵀ is 0",
+         test_the_zero_gate_of_ffn_is_the_plain_encoder_and_can_learn,
+         {"folder": REFERENCE / "bert"}),
+        ("questions.BM25.__init__", empty_index, "entry (2,)",
+         test_bm25_equals_plain_loops, {"k1": 1.2, "b": 0.75}),
+    ],
+)  # fmt: skip
+def test_a_wrong_exercise_is_told_in_one_sentence(
+    where: str, wrong: Callable, why: str, check: Callable, given: dict,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Left blank, with an error in it, or another formula: the check fails, and says so."""
+    name = where.split(".")[1]
+    for version, said in (
+        (lambda *_, **__: None, name),
+        (lambda *_, **__: [][0], "IndexError"),
+        (wrong, why),
+    ):
+        monkeypatch.setattr(where, version)
+        monkeypatch.setitem(globals(), name, getattr(sys.modules[where.split(".")[0]], name))
+        with pytest.raises(pytest.fail.Exception) as failure:
+            check(**given)
+        sentence = str(failure.value)
+        assert name in sentence
+        assert said in sentence
+        assert "\n" not in sentence
+        assert len(sentence) < 400

@@ -2,6 +2,7 @@
 
     python data/make_toy.py                                   # data/toy, as committed
     python data/make_toy.py --level two-hops --out runs/hops  # a harder one, anywhere
+    python data/make_toy.py --depth 6 --out runs/deep         # for a model of six layers
 
 Each question draws a world of its own: two people, two relations, four values, one fact each.
 
@@ -75,7 +76,7 @@ LEVELS = ("plain", "crowd", "reworded", "two-hops")
 CONFIG = {  # of the model that train.py trains on this world
     "model_type": "bert",
     "hidden_size": 64,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 3,  # --depth
     "num_attention_heads": 4,
     "intermediate_size": 256,
     "hidden_dropout_prob": 0.0,
@@ -161,7 +162,7 @@ def vocabulary() -> list[str]:
     return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(words)]
 
 
-def write_world(folder: Path, level: str = "plain", seed: int = SEED) -> None:
+def write_world(folder: Path, level: str = "plain", seed: int = SEED, depth: int = 3) -> None:
     """Writes train.jsonl, valid.jsonl, test.jsonl, vocab.txt and config.json into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, size in SIZES.items():
@@ -170,7 +171,8 @@ def write_world(folder: Path, level: str = "plain", seed: int = SEED) -> None:
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     vocab = vocabulary()
     (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
-    config = json.dumps(CONFIG | {"vocab_size": len(vocab)}, indent=2)
+    config = CONFIG | {"num_hidden_layers": depth, "vocab_size": len(vocab)}
+    config = json.dumps(config, indent=2)
     (folder / "config.json").write_text(config + "\n", encoding="utf-8")
 
 
@@ -205,9 +207,10 @@ def main() -> None:
     here = Path(__file__).resolve().parent
     parser.add_argument("--level", choices=LEVELS, default="plain", help="which world")
     parser.add_argument("--seed", type=int, default=SEED, help="another seed, another world")
+    parser.add_argument("--depth", type=int, default=3, help="layers of the model in config.json")
     parser.add_argument("--out", type=Path, default=here / "toy", help="folder to write into")
     args = parser.parse_args()
-    write_world(args.out, args.level, args.seed)
+    write_world(args.out, args.level, args.seed, args.depth)
     sizes = ", ".join(f"{size:,} {split}" for split, size in SIZES.items())
     print(f"wrote {sizes} questions to {args.out}; accuracy of shortcuts on the test split:")
     lines = (args.out / "test.jsonl").read_text(encoding="utf-8").splitlines()
