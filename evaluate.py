@@ -139,10 +139,12 @@ def predictions(
     """The choice with the largest score, for each question."""
     model.eval()
     chosen = [0] * len(data)
-    for places in by_length(data):
-        scores, _ = score(model, [data[i] for i in places], dtype)
-        for i, choice in zip(places, scores.argmax(-1).tolist(), strict=True):
-            chosen[i] = choice
+    with tqdm(total=len(data), desc="evaluating", leave=False, disable=None, delay=2) as bar:
+        for places in by_length(data):
+            scores, _ = score(model, [data[i] for i in places], dtype)
+            for i, choice in zip(places, scores.argmax(-1).tolist(), strict=True):
+                chosen[i] = choice
+            bar.update(len(places))
     return chosen
 
 
@@ -244,7 +246,7 @@ def show(
         right = "  <- right" if i == q.answer else ""
         print(f"  {'>' if i == chosen else ' '} {choice:<24}{probabilities[i]:7.1%}{right}")
     scores = fact_scores(model)
-    if not scores:
+    if not scores or any(len(fact) > 28 for fact in facts):  # below, they are cut
         for fact in facts or of_choice(q.facts, chosen):  # or: nothing was injected
             print(f"    {fact}")
     ids = encode(q, tokenizer, model.config).input_ids[chosen]
@@ -263,7 +265,7 @@ def picture(
     """
     levels = len(shades) - 1
     depth = (fired / fired.max().clamp(min=1e-9) * levels).round().clamp(min=0).int().tolist()
-    most = fired.amax(0).tolist()
+    most = [round(score, 2) + 0.0 for score in fired.amax(0).tolist()]  # 0.00, never -0.00
     names = [f"  {most[n]:6.2f}  {fact:<28.28}  " for n, fact in enumerate(facts)]
     while tokens:
         fits = 1

@@ -127,7 +127,7 @@ def attempt(name: str, function: Callable, *args: object, **kwargs: object) -> o
         frames = traceback.extract_tb(error.__traceback__)
         place = [frame for frame in frames if Path(frame.filename).parent == HERE][-1]
         said = " ".join(f"{type(error).__name__}: {error}".split())
-        fail(f"{name}: {said:.150} ({Path(place.filename).name}, line {place.lineno})")
+    return fail(f"{name}: {said:.150} ({Path(place.filename).name}, line {place.lineno})")
 
 
 def compare(name: str, found: object, expected: Tensor, why: str, limit: float = 1e-5) -> None:
@@ -666,7 +666,9 @@ def test_facts_injected_into_a_checkpoint_start_from_its_words(inject: str, fold
 
 
 def test_the_zero_gate_of_ffn_is_the_plain_encoder_and_can_learn(folder: Path) -> None:
-    plain = load_pretrained(folder)[0]
+    plain, config = load_pretrained(folder)[0], load_config(folder, inject="ffn")
+    values = attempt("fresh", load_weights.fresh, "encoder.layer.2.Wv.weight", (16, 16), {}, config)
+    compare("fresh", values, torch.zeros(16, 16), "Wv = 0 is how the ffn of a checkpoint starts.")
     model, _ = attempt("fresh", load_pretrained, folder, inject="ffn")
     model.classifier.load_state_dict(plain.classifier.state_dict())
     questions, facts = tokens(B, C, T), tokens(B, N, L, seed=2)
@@ -1984,6 +1986,7 @@ def empty_index(bm25: BM25, facts: list[str], k1: float, b: float) -> None:
         ("questions.BM25.__init__", empty_index, "entry (2,)",
          test_bm25_equals_plain_loops, {"k1": 1.2, "b": 0.75}),
     ],
+    ids="1235678",
 )  # fmt: skip
 def test_a_wrong_exercise_is_told_in_one_sentence(
     where: str, wrong: Callable, why: str, check: Callable, given: dict,
