@@ -331,10 +331,14 @@ def changed(q: Question, change: Callable[[list[str]], list[str]]) -> Question:
 
 
 def edited(q: Question) -> Question:
-    """The gold fact names another choice, and that one is now the right answer."""
+    """The gold fact names another choice, and that one is now the right answer. Where each choice
+    has facts of its own, that choice gets the edited one too.
+    """
     old, answer = gold(q), (q.answer + 1) % len(q.choices)
     new = naming(q.choices[q.answer]).sub(lambda _: q.choices[answer], old)
     q = changed(q, lambda facts: [new if fact == old else fact for fact in facts])
+    if new not in of_choice(q.facts, answer):
+        q.facts[answer].insert(0, new)
     return replace(q, answer=answer)
 
 

@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -312,6 +313,7 @@ def save_pretrained(
         for name, text in texts.items():
             Path(new, name).write_bytes(text.encode("utf-8"))
         save_file(tensors, Path(new, "model.safetensors"), metadata={"format": "pt"})
+        shutil.copymode(Path(new, "config.json"), Path(new, "model.safetensors"))  # not private
         for name in ("model.safetensors", *texts):
             os.replace(Path(new, name), folder / name)
     for name in {"tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"} - texts.keys():

@@ -709,6 +709,12 @@ def test_a_saved_folder_is_the_one_it_was(folder: Path, tmp_path: Path) -> None:
     same_ids_as_transformers(tmp_path / "saved")
 
 
+def test_who_may_read_the_config_may_read_the_weights(tmp_path: Path) -> None:
+    save_pretrained(tiny("none"), tiny_tokenizer(), tmp_path)
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
 def test_saving_over_another_folder_leaves_nothing_of_its_tokenizer(tmp_path: Path) -> None:
     for kind in KINDS:
         shutil.copytree(REFERENCE / kind, tmp_path / kind)
@@ -1506,6 +1512,8 @@ def test_the_gold_fact_is_the_only_one_that_names_the_right_choice() -> None:
     assert evaluate.gold(replace(question, facts=[[*facts, "w8"]])) is None, "two facts name it"
     own = replace(question, answer=1, facts=[["w20"], ["w5 w20"], [], []])
     assert evaluate.gold(own) == "w5 w20", "of the facts of the right choice"
+    part = Question("", "w5", ["w9", "w5 (w6)"], 0, [["w99 ow9 w9s", "w5 w6 w5"]])
+    assert evaluate.gold(part) is evaluate.gold(replace(part, answer=1)) is None, "whole words"
 
 
 def test_facts_are_edited_and_removed_in_every_list() -> None:
@@ -1513,6 +1521,9 @@ def test_facts_are_edited_and_removed_in_every_list() -> None:
     edited = evaluate.edited(question)
     assert (edited.facts, edited.answer) == ([["w5 w8", "w8"], ["w6", "w5 w8"]], 0)
     assert evaluate.removed(question).facts == [["w8"], ["w6"]]
+    own = replace(question, facts=[["w6"], ["w7", "w5 w20"]])
+    assert evaluate.edited(own).facts == [["w5 w8", "w6"], ["w7", "w5 w8"]]
+    assert own.facts == [["w6"], ["w7", "w5 w20"]]
     assert question.facts == [["w5 w20", "w8"], ["w6", "w5 w20"]], "the question is as it was"
 
 
@@ -1552,13 +1563,33 @@ def test_effects_tell_who_reads_the_facts(
     assert evaluate.effects(tiny("none"), tiny_tokenizer(), questions[2:], torch.float32) == {}
 
 
+def test_the_effects_are_those_of_the_changes_they_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def predictions(_: object, data: list[evaluate.Encoded], dtype: torch.dtype) -> list[int]:
+        seen.append([[tiny_tokenizer().decode(fact) for fact in q.fact_ids[0]] for q in data])
+        return [0] * len(data)
+
+    monkeypatch.setattr(evaluate, "predictions", predictions)
+    facts = [["w5 w8", "w6", "w7", "w10"], ["w11 w8", "w12", "w13"]]
+    questions = [Question("", "w5", ["w8", "w9"], 0, [f]) for f in facts]
+    evaluate.effects(tiny("none"), tiny_tokenizer(), questions, torch.float32)
+    before, edited, removed, shuffled, added = seen
+    assert before == facts
+    assert edited == [["w5 w9", *facts[0][1:]], ["w11 w9", *facts[1][1:]]]
+    assert removed == [facts[0][1:], facts[1][1:]]
+    assert shuffled != facts
+    assert [sorted(f) for f in shuffled] == [sorted(f) for f in facts]
+    assert added == [facts[0] + facts[1], facts[1] + facts[0]]
+
+
 @pytest.mark.parametrize("inject", ["attention", "ffn"])
 def test_which_fact_fires_most_does_not_depend_on_the_batch(inject: str) -> None:
     """Against one question at a time, token by token."""
     model, tokenizer = tiny(inject, inject_layers=(0, 2)).float(), tiny_tokenizer()
     rng = random.Random(0)
     questions = []
-    for number in range(40):  # of different lengths, the gold fact at any place
+    for number in range(100):  # of different lengths, the gold fact at any place
         sizes = [number % 4 + 1] * 3
         facts = [" ".join(f"w{rng.randrange(10, 50)}" for _ in range(size)) for size in sizes]
         facts[number % 3] += " w5"
@@ -1575,7 +1606,7 @@ def test_which_fact_fires_most_does_not_depend_on_the_batch(inject: str) -> None
             strongest = max(range(3), key=lambda n, rows=tokens_of: max(row[n] for row in rows))
             hits[layer] += facts[strongest] == evaluate.gold(q)
     found = evaluate.gold_fires_most(model, tokenizer, questions, torch.float32)
-    assert found == {layer: count / 40 for layer, count in hits.items()}
+    assert found == {layer: count / len(questions) for layer, count in hits.items()}
     assert all(0 < share < 1 for share in found.values()), "otherwise it's a poor test"
 
 
@@ -1590,6 +1621,32 @@ def test_a_picture_has_a_cell_for_each_fact_and_token() -> None:
     ]
     narrow = list(evaluate.picture(fired, ["[CLS]", "owl", "?"], ["an owl", "mice"], " .:*#", 49))
     assert [line[40:] for line in narrow] == ["[CLS] owl", "#####    ", "      ...", "?", ":", " "]
+
+
+def test_a_question_is_shown_with_what_fired_for_the_choice_that_was_taken(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    model, tokenizer = tiny("ffn", inject_layers=(1,)).float(), tiny_tokenizer()
+    long = "w5 " * 10 + "w6"
+    question = Question("w9", "w10", ["w15", "w12 w13 w14", "w11"], None, [[long, "w7"]])
+    probabilities, _ = evaluate.answer(model, tokenizer, question, torch.float32)
+    taken = probabilities.index(max(probabilities))
+    assert taken, "the first choice would be a poor test"
+    fired = model.encoder.layer[1].ffn.fact_scores[0, taken, : len(ask(question).input_ids[taken])]
+    for answer in (taken - 1, taken):
+        evaluate.show(model, tokenizer, replace(question, answer=answer), torch.float32)
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == "w9 w10"
+        rows = lines[1:4]
+        assert [row.startswith("  > ") for row in rows] == [i == taken for i in range(3)]
+        assert [row.endswith("<- right") for row in rows] == [i == answer for i in range(3)]
+        assert all(f"{p:.1%}" in row for p, row in zip(probabilities, rows, strict=True))
+        assert lines[4:7] == [f"    {long}", "    w7", "  layer 1"], "facts that the rows cut"
+        assert lines[7].split()[4] == question.choices[taken].split()[0]
+        most = [f"{n:.2f}".replace("-0.00", "0.00") for n in fired.amax(0).tolist()]
+        assert [row[:10].strip() for row in lines[8:]] == most
+    evaluate.show(model, tokenizer, replace(question, facts=[["w6", "w7"]]), torch.float32)
+    assert capsys.readouterr().out.splitlines()[4] == "  layer 1", "short facts stand in the rows"
 
 
 # -------------------------------------------------------------------------------------- train.py
