@@ -1963,17 +1963,28 @@ def test_an_interrupted_table_goes_on_where_it_stopped(
     assert len(trained) == 4, "other arguments, other runs"
 
 
-def test_a_table_does_not_keep_runs_on_other_data(
-    own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_table_keeps_no_run_with_other_data_weights_or_code(
+    own_data: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ["--data", own_data, "--checkpoint", REFERENCE / "bert", "--steps", 1]
+    command = ["--data", own_data, "--checkpoint", folder, "--steps", 1]
     command += ["--seed", 0, 1, "--out", tmp_path / "table"]
-    run_train(monkeypatch, *command)
-    write_lines(own_data / "facts.txt", "the owl eats rice")
     trained, fit = [], train.fit
     monkeypatch.setattr(train, "fit", lambda *a, **k: trained.append(1) or fit(*a, **k))
     run_train(monkeypatch, *command)
     assert len(trained) == 2
+    write_lines(own_data / "facts.txt", "the owl eats rice")
+    run_train(monkeypatch, *command)
+    assert len(trained) == 4
+    change_tensors(folder, lambda name, tensor: {name: tensor + 1e-3})
+    run_train(monkeypatch, *command)
+    assert len(trained) == 6
+    (tmp_path / "kformer.py").touch()
+    monkeypatch.setattr(train, "__file__", str(tmp_path / "train.py"))
+    run_train(monkeypatch, *command)
+    assert len(trained) == 8
+    (tmp_path / "test_kformer.py").touch()
+    run_train(monkeypatch, *command)
+    assert len(trained) == 8, "tests change no result"
 
 
 def test_a_saved_run_is_looked_into_without_training(

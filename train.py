@@ -250,10 +250,15 @@ def describe_model(model: KformerForMultipleChoice) -> None:
 
 
 def identity(task: Task, args: Namespace) -> dict:
-    """What decides the result of a run: its arguments and its data."""
+    """What decides the result of a run: arguments, questions, weights at the start, code."""
     arguments = {name: str(value) for name, value in vars(args).items()}
-    digest = hashlib.sha256(repr(task.questions).encode("utf-8")).hexdigest()
-    return {"arguments": arguments, "data": digest}
+    digest = hashlib.sha256(repr(task.questions).encode("utf-8"))
+    for weights in task.model.state_dict().values():
+        digest.update(weights.cpu().contiguous().numpy())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if not path.name.startswith("test_"):
+            digest.update(path.read_bytes())
+    return {"arguments": arguments, "sha256": digest.hexdigest()}
 
 
 def fit(
@@ -361,7 +366,7 @@ def runs_of(args: Namespace) -> list[Namespace]:
 
 
 def finished(task: Task, args: Namespace) -> dict | None:
-    """The result that an earlier run with the same arguments and data left in args.out."""
+    """The result that an earlier run with the same identity left in args.out."""
     try:
         lines = (args.out / "log.jsonl").read_text(encoding="utf-8").splitlines()
         first, last = json.loads(lines[0]), json.loads(lines[-1])
