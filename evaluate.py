@@ -228,6 +228,12 @@ def fact_scores(model: KformerForMultipleChoice) -> dict[int, Tensor]:
     return {i: half.fact_scores for i, half in halves if half.fact_scores is not None}
 
 
+def printable(text: str, most: int = 300) -> str:
+    """A text as it may be printed: not too long, and without characters that steer a terminal."""
+    text = "".join(c if c.isprintable() else " " for c in text[: most + 1])
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
 def show(
     model: KformerForMultipleChoice,
     tokenizer: Tokenizer,
@@ -241,16 +247,17 @@ def show(
     """
     probabilities, facts = answer(model, tokenizer, q, dtype)
     chosen = probabilities.index(max(probabilities))
-    print(f"{q.context} {q.question}".strip())
+    print(printable(f"{q.context} {q.question}").strip())
     for i, choice in enumerate(q.choices):
-        right = "  <- right" if i == q.answer else ""
-        print(f"  {'>' if i == chosen else ' '} {choice:<24}{probabilities[i]:7.1%}{right}")
+        taken, right = ">" if i == chosen else " ", "  <- right" if i == q.answer else ""
+        print(f"  {taken} {printable(choice):<24}{probabilities[i]:7.1%}{right}")
     scores = fact_scores(model)
     if not scores or any(len(fact) > 28 for fact in facts):  # below, they are cut
-        for fact in facts or of_choice(q.facts, chosen):  # or: nothing was injected
-            print(f"    {fact}")
+        for fact in facts or of_choice(q.facts, chosen)[:10]:  # or: nothing was injected
+            print(f"    {printable(fact)}")
     ids = encode(q, tokenizer, model.config).input_ids[chosen]
-    tokens = [tokenizer.decode([i]).strip() or tokenizer.vocab[i] for i in ids]
+    tokens = [printable(tokenizer.decode([i])).strip() or tokenizer.vocab[i] for i in ids]
+    facts = [printable(fact) for fact in facts]
     for layer, fired in scores.items():
         print(f"  layer {layer}")
         for line in picture(fired[0, chosen, : len(ids)], tokens, facts, shades, width):

@@ -289,6 +289,28 @@ def load_pretrained(
     return model, tokenizer
 
 
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A folder to write files in. At the end they take the places of their old selves in `folder`,
+    weights first, and each at once: a crash leaves the old file or the new one, never half of one.
+    Raises OSError with one line that names `folder`.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob("writing-*"):  # by somebody who was killed
+            shutil.rmtree(left)
+        with TemporaryDirectory(dir=folder, prefix="writing-") as new:
+            yield Path(new)
+            written = sorted(Path(new).iterdir(), key=lambda path: path.suffix != ".safetensors")
+            for path in written:
+                with open(path, "r+b") as file:
+                    os.fsync(file.fileno())
+            for path in written:
+                os.replace(path, folder / path.name)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{folder}: can't be written ({error})") from None
+
+
 def save_pretrained(
     model: KformerForMultipleChoice, tokenizer: Tokenizer, folder: str | Path
 ) -> None:
@@ -308,14 +330,11 @@ def save_pretrained(
     }
     texts = {"config.json": json.dumps(fields, indent=2) + "\n"} | tokenizer.files()
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder, prefix="writing-") as new:
+    with replacing(folder) as new:
         for name, text in texts.items():
-            Path(new, name).write_bytes(text.encode("utf-8"))
-        save_file(tensors, Path(new, "model.safetensors"), metadata={"format": "pt"})
-        shutil.copymode(Path(new, "config.json"), Path(new, "model.safetensors"))  # not private
-        for name in ("model.safetensors", *texts):
-            os.replace(Path(new, name), folder / name)
+            (new / name).write_bytes(text.encode("utf-8"))
+        save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
+        shutil.copymode(new / "config.json", new / "model.safetensors")  # not private
     for name in {"tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"} - texts.keys():
         (folder / name).unlink(missing_ok=True)  # of the tokenizer that was here before
 

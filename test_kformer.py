@@ -15,6 +15,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import traceback
@@ -23,6 +24,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 
 import numpy as np
@@ -1647,6 +1649,11 @@ def test_a_question_is_shown_with_what_fired_for_the_choice_that_was_taken(
         assert [row[:10].strip() for row in lines[8:]] == most
     evaluate.show(model, tokenizer, replace(question, facts=[["w6", "w7"]]), torch.float32)
     assert capsys.readouterr().out.splitlines()[4] == "  layer 1", "short facts stand in the rows"
+    wild = replace(question, question="\x1b[2J\u202e" + 500 * "w", facts=[["w6\x07\x1b w7"]])
+    evaluate.show(model, tokenizer, wild, torch.float32)
+    said = capsys.readouterr().out
+    assert said.replace("\n", "").isprintable()
+    assert max(map(len, said.splitlines())) <= 300
 
 
 # -------------------------------------------------------------------------------------- train.py
@@ -1671,7 +1678,7 @@ def test_the_groups_of_parameters_have_their_rates_and_decay() -> None:
     model = tiny("ffn")
     new = ["classifier.weight", "classifier.bias"]
     groups = train.parameter_groups(model, new, lr=1.0)
-    found = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    found = {id(p): (g["full_lr"], g["weight_decay"]) for g in groups for p in g["params"]}
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
         decay = 0.0 if name.endswith(("bias", "norm.weight")) else 0.01
@@ -1757,6 +1764,119 @@ def test_ctrl_c_says_so_and_exits_with_130(
         train.main()
     assert stopped.value.code == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+class Killed(Exception):
+    """In the place of SIGKILL: nothing after it is run, and nobody catches it."""
+
+
+@pytest.fixture
+def dropout_world(small_world: Path, tmp_path: Path) -> Path:
+    folder = Path(shutil.copytree(small_world, tmp_path / "world"))
+    change_json(folder / "config.json", hidden_dropout_prob=0.1)
+    return folder
+
+
+@pytest.mark.parametrize("command", ["the same", "--resume"])
+def test_an_interrupted_run_ends_as_if_it_had_not_been(
+    command: str, dropout_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    """Ctrl-C in step 7, killed in step 13, which is after the state of step 12 was saved."""
+    step, calls, whole, parts = train.train_step, itertools.count(1), tmp_path / "1", tmp_path / "2"
+
+    def stops(*arguments: object) -> tuple[Tensor, Tensor]:
+        call = next(calls)
+        if call == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        if call == 13:
+            raise Killed
+        return step(*arguments)
+
+    arguments = ["--data", dropout_world, "--steps", 20, "--batch-size", 8]
+    run_train(monkeypatch, *arguments, "--out", whole)
+    monkeypatch.setattr(train, "train_step", stops)
+    with pytest.raises(SystemExit) as stopped:
+        run_train(monkeypatch, *arguments, "--out", parts)
+    assert stopped.value.code == 130
+    assert f"saved after step 7, the same command or --resume {parts}" in capsys.readouterr().err
+    again = ["--resume", parts] if command == "--resume" else [*arguments, "--out", parts]
+    with pytest.raises(Killed):
+        run_train(monkeypatch, *again)
+    assert sorted(path.name for path in parts.iterdir()) == ["log.jsonl", train.STATE]
+    run_train(monkeypatch, *again)
+    assert next(calls) == 7 + 6 + 8 + 1, "steps 8 to 12 and 13 to 20 were made in the second part"
+    assert capsys.readouterr().out.count("  step     20 ") == 1
+    for name in ("model.safetensors", "config.json", "vocab.txt", "tokenizer_config.json"):
+        assert (parts / name).read_bytes() == (whole / name).read_bytes(), name
+    assert not (parts / train.STATE).exists()
+    logs = [[json.loads(row) for row in (run / "log.jsonl").open()] for run in (whole, parts)]
+    for log in logs:
+        assert len(log) == 1 + 10 + 1
+        for key in ("seconds", "train_questions_per_second", "eval_questions_per_second"):
+            del log[-1][key]
+    assert logs[0] == logs[1]
+
+
+def test_an_interrupted_run_of_another_kind_is_not_gone_on_with(
+    dropout_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    arguments = ["--data", dropout_world, "--steps", 4, "--out", tmp_path / "run"]
+    monkeypatch.setattr(train, "save_pretrained", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(SystemExit):
+        run_train(monkeypatch, *arguments)
+    (dropout_world / "test.jsonl").unlink()
+    with pytest.raises(SystemExit) as stopped:
+        run_train(monkeypatch, "--resume", tmp_path / "run")
+    assert stopped.value.code == 2
+    assert "its data, its checkpoint or the code has changed" in capsys.readouterr().err
+    monkeypatch.undo()
+    run_train(monkeypatch, *arguments)
+    assert "unfinished run of another kind, which this one replaces" in capsys.readouterr().out
+    assert "test_accuracy" in (tmp_path / "run" / "log.jsonl").read_text()
+    with pytest.raises(SystemExit):
+        run_train(monkeypatch, "--resume", tmp_path / "run")
+    assert f"{train.STATE}: no such file: that run is finished" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(
+    dropout_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    """In step 4; the state of step 2, the last evaluation, is kept, and the model isn't touched."""
+    score, calls, models = train.score, itertools.count(1), []
+
+    def spoiled(model: nn.Module, batch: list, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        scores, answers = score(model, batch, dtype)
+        models.append({name: t.clone() for name, t in model.state_dict().items()})
+        return scores * math.nan if next(calls) == 4 else scores, answers
+
+    monkeypatch.setattr(train, "score", spoiled)
+    fit, tasks = train.fit, []
+
+    def spy(task: train.Task, *rest: object) -> dict:
+        tasks.append(task)
+        return fit(task, *rest)
+
+    monkeypatch.setattr(train, "fit", spy)
+    with pytest.raises(SystemExit) as stopped:
+        run_train(monkeypatch, "--data", dropout_world, "--steps", 20, "--batch-size", 2,
+                  "--lr", 1e-3, "--out", tmp_path / "run")  # fmt: skip
+    assert stopped.value.code == 2
+    data = tasks[0].data["train"]
+    batches = train.shuffled(data, 2, 0)
+    fourth = [next(batches) for _ in range(4)][3]
+    lines = [number for number, q in enumerate(data, 1) if any(q is one for one in fourth)]
+    said = capsys.readouterr().err
+    assert said.startswith("error: step 4: the loss is nan")
+    assert f"training questions {lines}" in said
+    assert said.count("\n") == 1
+    for name, tensor in tasks[0].model.state_dict().items():
+        assert torch.equal(tensor, models[-1][name]), name
+    state = load_file(tmp_path / "run" / train.STATE)
+    assert state["step.classifier.bias"] == 2
+    assert all(tensor.isfinite().all() for tensor in state.values())
 
 
 @pytest.fixture
@@ -1857,7 +1977,9 @@ def train_a_little(folder: Path, seed: int, lr: float = 1e-3) -> tuple[list[dict
     model, log = KformerForMultipleChoice(config), []
     args = Namespace(lr=lr, steps=10, batch_size=8, seed=seed, dtype=torch.float32)
     splits = {"train": data, "valid": data}
-    result = train.train(model, splits, [], args, log.append, tqdm(disable=True))
+    with TemporaryDirectory() as out:
+        args.out = Path(out)
+        result = train.train(model, splits, [], args, {}, log.append, tqdm(disable=True))
     return log, result["valid_accuracy"], evaluate.accuracy(model, data, torch.float32)
 
 
@@ -1946,7 +2068,7 @@ def test_an_interrupted_table_goes_on_where_it_stopped(
     stop_at = 3
     with pytest.raises(SystemExit):
         run_train(monkeypatch, *table_command)
-    assert "the finished runs are kept, the same command goes on" in capsys.readouterr().err
+    assert "the same command goes on" in capsys.readouterr().err
     log = table_command[-1] / "none-seed-1" / "log.jsonl"
     log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))  # it didn't finish
     stop_at = None

@@ -5,8 +5,10 @@
     python train.py --inject ffn --checkpoint FOLDER --data FOLDER      one's own
     python train.py --inject none concat attention ffn --seed 0 1 2     a table
     python train.py --checkpoint runs/ffn-seed-0 --show 3               a look inside
+    python train.py --resume runs/ffn-seed-0                            goes on where it stopped
 
-Read it from top to bottom: batches -> training -> one run -> its report -> tables -> command line.
+Read it from top to bottom: batches, a step -> saved state -> training loop -> one run -> its report
+-> tables -> command line.
 """
 
 import argparse
@@ -15,16 +17,20 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import groupby, product
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import groupby, islice, product
 from pathlib import Path
 from statistics import mean, stdev
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
@@ -32,11 +38,20 @@ from tqdm import tqdm
 import evaluate
 from evaluate import Encoded, accuracy, chance, encode, gold, score
 from kformer import KformerForMultipleChoice
-from load_weights import grouped, load_config, load_tokenizer, open_folder, save_pretrained, span
+from load_weights import (
+    grouped,
+    load_config,
+    load_tokenizer,
+    naming,
+    open_folder,
+    replacing,
+    save_pretrained,
+    span,
+)
 from questions import Question, read_facts, read_questions, retrieve
 from tokenizer import Tokenizer
 
-# ------------------------------------------------------------------------------------- training
+# ------------------------------------------------------------------------------ batches, a step
 
 
 def shuffled(data: list[Encoded], batch_size: int, seed: int) -> Iterator[list[Encoded]]:
@@ -67,7 +82,7 @@ def parameter_groups(model: KformerForMultipleChoice, new: list[str], lr: float)
     for name, parameter in model.named_parameters():
         groups.setdefault((name in new, parameter.dim() > 1), []).append(parameter)
     return [
-        {"params": group, "lr": 10 * lr if is_new else lr, "weight_decay": 0.01 * is_matrix}
+        {"params": group, "full_lr": 10 * lr if is_new else lr, "weight_decay": 0.01 * is_matrix}
         for (is_new, is_matrix), group in groups.items()
     ]
 
@@ -78,15 +93,107 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """One batch -> its loss and accuracy, before the step."""
+    """One batch -> its loss and accuracy, before the step.
+
+    Raises FloatingPointError, and leaves the model as it was, where loss or gradient isn't finite.
+    """
     model.train()
     scores, answers = score(model, batch, dtype)
     loss = cross_entropy(scores, answers)
     optimizer.zero_grad()
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    if not torch.isfinite(loss + norm):
+        raise FloatingPointError(f"the loss is {loss:.3g}, the length of its gradient {norm:.3g}")
     optimizer.step()
     return loss.detach(), (scores.argmax(-1) == answers).float().mean()
+
+
+# ---------------------------------------------------------------------------------- saved state
+
+STATE = "training.safetensors"  # in a run's folder, as long as it isn't finished
+
+
+@dataclass
+class Progress:
+    """How far a training has come, and what it has found on the way."""
+
+    step: int = 0
+    rows: list[dict] = field(default_factory=list)  # of the log
+    best: float = -1.0  # accuracy on the validation split
+    trained: int = 0  # questions
+    training: float = 0.0  # seconds
+    evaluated: int = 0
+    evaluating: float = 0.0
+
+
+def save_state(
+    folder: Path,
+    whose: dict,
+    model: KformerForMultipleChoice,
+    optimizer: torch.optim.Optimizer,
+    best_state: dict[str, Tensor],
+    progress: Progress,
+) -> None:
+    """All that the rest of a training depends on, in one file that replaces the one before."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in best_state.items()}
+    for name, parameter in model.named_parameters():
+        moments = optimizer.state[parameter].items()
+        tensors |= {f"{key}.{name}": tensor for key, tensor in moments}
+    tensors["random"] = torch.get_rng_state()
+    about = json.dumps({"identity": whose, "progress": asdict(progress)})
+    with replacing(folder) as new:
+        save_file(tensors, new / STATE, metadata={"about": about})
+
+
+def saved_identity(folder: Path) -> dict | None:
+    """Of the run that was interrupted here, None if there is none."""
+    if not (folder / STATE).is_file():
+        return None
+    with naming(folder / STATE), safe_open(folder / STATE, framework="pt") as file:
+        return json.loads(file.metadata()["about"])["identity"]
+
+
+def load_state(
+    folder: Path, model: KformerForMultipleChoice, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], Progress]:
+    """Model, optimizer and the random state become what they were; returns the best state so far,
+    and the progress.
+    """
+    with naming(folder / STATE), safe_open(folder / STATE, framework="pt") as file:
+        about = json.loads(file.metadata()["about"])
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+    parts = {"model": {}, "best": {}, "step": {}, "exp_avg": {}, "exp_avg_sq": {}}
+    torch.set_rng_state(tensors.pop("random"))
+    for name, tensor in tensors.items():
+        part, _, parameter = name.partition(".")
+        parts[part][parameter] = tensor
+    model.load_state_dict(parts["model"])
+    for name, parameter in model.named_parameters():
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            optimizer.state[parameter][key] = parts[key][name].to(parameter.device)
+    return parts["best"], Progress(**about["progress"])
+
+
+# ------------------------------------------------------------------------------- training loop
+
+
+@contextmanager
+def steps_are_finished() -> Iterator[list]:
+    """Within, Ctrl-C only enters into the list that it was pressed; a second one stops at once."""
+    pressed = []
+
+    def press(*_: object) -> None:
+        pressed.append(True)
+        signal.signal(signal.SIGINT, usual)
+        os.write(2, b"\nthis step will be finished and saved; Ctrl-C again stops at once\n")
+
+    usual = signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def train(
@@ -94,44 +201,67 @@ def train(
     data: dict[str, list[Encoded]],
     new: list[str],
     args: Namespace,
+    whose: dict,
     log: Callable[[dict], None],
     bar: tqdm,
 ) -> dict[str, float]:
-    """Trains `model`, leaves it in its best state on the validation split, returns the times.
+    """Trains `model`, leaves it in its best state on the validation split, returns what it found.
 
-    `new` are the parameters that a checkpoint didn't bring.
+    `new` are the parameters that a checkpoint didn't bring. At every evaluation and at Ctrl-C the
+    state is saved in args.out; the next call for the same run, `whose` identity is the same, goes
+    on from there. Raises ValueError where the loss isn't finite any more.
     """
     optimizer = torch.optim.AdamW(parameter_groups(model, new, args.lr), fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: learning_rate(i, args.steps))
-    batches = shuffled(data["train"], args.batch_size, args.seed)
+    best_state, so_far = {}, Progress()
+    if saved_identity(args.out) == whose:
+        best_state, so_far = load_state(args.out, model, optimizer)
+        bar.update(so_far.step)
+        for row in so_far.rows:
+            log(row)
+    batches = islice(shuffled(data["train"], args.batch_size, args.seed), so_far.step, None)
     evaluate_at = {round(args.steps * i / 10) for i in range(1, 11)}
-    best, best_state = -1.0, {}
-    trained, training, evaluated, evaluating = 0, 0.0, 0, 0.0  # questions and seconds
-    for step in range(1, args.steps + 1):
-        start, batch = time.perf_counter(), next(batches)
-        loss, right = train_step(model, batch, optimizer, args.dtype)
-        schedule.step()
-        if step > 2:  # the first steps warm the machine up
-            training += time.perf_counter() - start
-            trained += len(batch)
-        bar.update()
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{right.item():.0%}")
-        if step in evaluate_at:
-            start = time.perf_counter()
-            found = accuracy(model, data["valid"], args.dtype)
-            evaluating += time.perf_counter() - start
-            evaluated += len(data["valid"])
-            log({"step": step, "loss": loss.item(), "valid_accuracy": found})
-            if found > best:
-                best = found
-                best_state = {name: t.clone() for name, t in model.state_dict().items()}
+    with steps_are_finished() as pressed:
+        for step in range(so_far.step + 1, args.steps + 1):
+            start, batch = time.perf_counter(), next(batches)
+            for group in optimizer.param_groups:
+                group["lr"] = group["full_lr"] * learning_rate(step - 1, args.steps)
+            try:
+                loss, right = train_step(model, batch, optimizer, args.dtype)
+            except FloatingPointError as error:
+                lines = [i for i, q in enumerate(data["train"], 1) if any(q is b for b in batch)]
+                raise ValueError(
+                    f"step {step}: {error}, with the training questions {lines}; a smaller --lr "
+                    f"may help; {args.out / STATE} has the last saved state"
+                ) from None
+            so_far.step = step
+            if step > 2:  # the first steps warm the machine up
+                so_far.training += time.perf_counter() - start
+                so_far.trained += len(batch)
+            bar.update()
+            if step % 20 == 0:
+                bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{right.item():.0%}")
+            if step in evaluate_at:
+                start = time.perf_counter()
+                found = accuracy(model, data["valid"], args.dtype)
+                so_far.evaluating += time.perf_counter() - start
+                so_far.evaluated += len(data["valid"])
+                so_far.rows.append({"step": step, "loss": loss.item(), "valid_accuracy": found})
+                log(so_far.rows[-1])
+                if found > so_far.best:
+                    so_far.best = found
+                    best_state = {name: t.clone() for name, t in model.state_dict().items()}
+            if step in evaluate_at or pressed:
+                save_state(args.out, whose, model, optimizer, best_state, so_far)
+            if pressed:
+                raise KeyboardInterrupt(
+                    f"saved after step {step:,}, the same command or --resume {args.out} goes on"
+                )
     model.load_state_dict(best_state)
     return {
-        "valid_accuracy": best,
-        "seconds": round(training, 2),
-        "train_questions_per_second": trained / training if training else 0.0,
-        "eval_questions_per_second": evaluated / evaluating,
+        "valid_accuracy": so_far.best,
+        "seconds": round(so_far.training, 2),
+        "train_questions_per_second": so_far.trained / max(1e-9, so_far.training),
+        "eval_questions_per_second": so_far.evaluated / so_far.evaluating,
     }
 
 
@@ -251,7 +381,9 @@ def describe_model(model: KformerForMultipleChoice) -> None:
 
 def identity(task: Task, args: Namespace) -> dict:
     """What decides the result of a run: arguments, questions, weights at the start, code."""
-    arguments = {name: str(value) for name, value in vars(args).items()}
+    decide = ("inject", "layers", "facts", "data", "checkpoint", "retrieve", "steps", "batch_size",
+              "lr", "seed", "device", "dtype")  # fmt: skip
+    arguments = {name: str(getattr(args, name)) for name in decide}
     digest = hashlib.sha256(repr(task.questions).encode("utf-8"))
     for weights in task.model.state_dict().values():
         digest.update(weights.cpu().contiguous().numpy())
@@ -265,8 +397,12 @@ def fit(
     task: Task, args: Namespace, bar: tqdm, say: Callable[[str], None] = tqdm.write
 ) -> dict[str, object]:
     """Trains, and leaves in args.out the log and the best state. Returns the log's last line."""
-    model, held_out = task.model, task.data[task.held_out]
+    model, held_out, whose = task.model, task.data[task.held_out], identity(task, args)
     args.out.mkdir(parents=True, exist_ok=True)
+    if saved_identity(args.out) not in (None, whose):
+        if args.resume:
+            raise ValueError(f"{args.out}: its data, its checkpoint or the code has changed since")
+        say(f"          {args.out} has an unfinished run of another kind, which this one replaces")
     with open(args.out / "log.jsonl", "w", encoding="utf-8") as file:
 
         def log(row: dict) -> None:
@@ -277,8 +413,8 @@ def fit(
                     f"validation {row['valid_accuracy']:6.1%}"
                 )
 
-        log(identity(task, args))
-        times = train(model, task.data, task.new, args, log, bar)
+        log(whose)
+        times = train(model, task.data, task.new, args, whose, log, bar)
         test = accuracy(model, held_out, args.dtype)
         result = {"test_accuracy": test, "chance": chance(held_out)}
         questions = task.questions[task.held_out]
@@ -286,6 +422,7 @@ def fit(
         result |= {"parameters_added": added_parameters(model), **times}
         save_pretrained(model, task.tokenizer, args.out)
         log(result)
+    (args.out / STATE).unlink()
     return result
 
 
@@ -504,6 +641,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="of the matrix products (default: float32)")
     add("--predict", type=Path, metavar="FILE",
         help="write predictions for the test questions, a JSON object a line")
+    add("--resume", type=Path, metavar="RUN",
+        help="go on with a training that was interrupted, with its own arguments, to the very same "
+        "end; the same command once more does that, too")
     add("--show", type=positive, metavar="N",
         help="look at N questions: which fact fired where; a checkpoint is not trained unless "
         "--steps is given (default: 1, after training)")
@@ -513,10 +653,31 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def resumed(parser: argparse.ArgumentParser, given: Namespace) -> Namespace:
+    """The arguments of the run that --resume names."""
+    saved, own = saved_identity(given.resume), {"resume", "show", "predict"}
+    if saved is None:
+        raise FileNotFoundError(
+            f"{given.resume / STATE}: no such file: that run is finished, or was stopped before it "
+            "was saved"
+        )
+    for name, value in vars(given).items():
+        if name not in own and value != parser.get_default(name):
+            parser.error(f"argument --{name}: not with --resume, the run has its own arguments")
+    known = {name: value for name, value in saved["arguments"].items() if value != "None"}
+    words = [(f"--{k.replace('_', '-')}", v.removeprefix("torch.")) for k, v in known.items()]
+    args = parser.parse_args([word for pair in words for word in pair])
+    args.out = args.resume = given.resume
+    args.show, args.predict = given.show, given.predict
+    return args
+
+
 def parse_arguments() -> Namespace:
     """What depends on other arguments, or on the machine, is filled in."""
     parser = make_parser()
     args = parser.parse_args()
+    if args.resume:
+        args = resumed(parser, args)
     if args.show and args.checkpoint and args.steps is None:
         args.steps = 0
     if args.steps is not None and args.steps < 0:
@@ -540,7 +701,6 @@ def parse_arguments() -> Namespace:
 def main() -> None:
     # through a pipe, too, lines come as they are made, and no character is one too many
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
-    runs = []
     try:
         runs = runs_of(parse_arguments())
         if len(runs) > 1:
@@ -550,9 +710,8 @@ def main() -> None:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        several = "the finished runs are kept, the same command goes on"
-        left = several if len(runs) > 1 else "nothing was saved but the log"
+    except KeyboardInterrupt as interrupt:
+        left = str(interrupt) or "the same command goes on from what was saved, if anything was"
         print(f"\ninterrupted: {left}", file=sys.stderr)
         sys.exit(130)
 
