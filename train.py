@@ -6,9 +6,10 @@
     python train.py --inject none concat attention ffn --seed 0 1 2     a table
     python train.py --checkpoint runs/ffn-seed-0 --show 3               a look inside
     python train.py --resume runs/ffn-seed-0                            goes on where it stopped
+    torchrun --nproc_per_node=2 train.py --inject ffn                   shares each batch out
 
-Read it from top to bottom: batches, a step -> saved state -> training loop -> one run -> its report
--> tables -> command line.
+Read it from top to bottom: processes -> batches, a step -> saved state -> training loop -> one run
+-> its report -> tables -> command line.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partialmethod
 from itertools import groupby, islice, product
 from pathlib import Path
 from statistics import mean, stdev
@@ -50,6 +52,32 @@ from load_weights import (
 )
 from questions import Question, read_facts, read_questions, retrieve
 from tokenizer import Tokenizer
+
+# ----------------------------------------------------------------------------------- processes
+
+# Of how many processes this is which one: torchrun says so. The first one alone prints and writes.
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def join(device: str) -> None:
+    """One of several processes meets the others."""
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    if RANK:
+        sys.stdout = open(os.devnull, "w")
+        tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
+
+
+def add_up(tensors: list[Tensor]) -> None:
+    """Each becomes its sum over all processes."""
+    for tensor in tensors if WORLD > 1 else []:
+        torch.distributed.all_reduce(tensor)
+
+
+def mine_to_write(path: Path) -> Path:
+    return Path(os.devnull) if RANK else path
+
 
 # ------------------------------------------------------------------------------ batches, a step
 
@@ -93,20 +121,28 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """One batch -> its loss and accuracy, before the step.
+    """One batch -> its loss and accuracy, before the step. Each process takes its share of the
+    questions, and all make the same step.
 
     Raises FloatingPointError, and leaves the model as it was, where loss or gradient isn't finite.
     """
     model.train()
-    scores, answers = score(model, batch, dtype)
-    loss = cross_entropy(scores, answers)
+    mine = batch[RANK::WORLD]
+    share = len(mine) / len(batch)
+    scores, answers = score(model, mine or batch[:1], dtype)
+    loss = share * cross_entropy(scores, answers)
+    right = share * (scores.argmax(-1) == answers).float().mean()
     optimizer.zero_grad()
     loss.backward()
+    loss = loss.detach()
+    add_up([loss, right, *(p.grad for p in model.parameters() if p.grad is not None)])
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     if not torch.isfinite(loss + norm):
         raise FloatingPointError(f"the loss is {loss:.3g}, the length of its gradient {norm:.3g}")
     optimizer.step()
-    return loss.detach(), (scores.argmax(-1) == answers).float().mean()
+    return loss, right
+
+
 
 
 # ---------------------------------------------------------------------------------- saved state
@@ -136,6 +172,8 @@ def save_state(
     progress: Progress,
 ) -> None:
     """All that the rest of a training depends on, in one file that replaces the one before."""
+    if RANK:
+        return
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in best_state.items()}
     for name, parameter in model.named_parameters():
@@ -186,7 +224,8 @@ def steps_are_finished() -> Iterator[list]:
 
     def press(*_: object) -> None:
         pressed.append(True)
-        signal.signal(signal.SIGINT, usual)
+        if WORLD == 1:  # torchrun hands it on, so that it comes twice
+            signal.signal(signal.SIGINT, usual)
         os.write(2, b"\nthis step will be finished and saved; Ctrl-C again stops at once\n")
 
     usual = signal.signal(signal.SIGINT, press)
@@ -218,6 +257,8 @@ def train(
         bar.update(so_far.step)
         for row in so_far.rows:
             log(row)
+    if RANK:
+        torch.manual_seed(args.seed + RANK)  # for dropout
     batches = islice(shuffled(data["train"], args.batch_size, args.seed), so_far.step, None)
     evaluate_at = {round(args.steps * i / 10) for i in range(1, 11)}
     with steps_are_finished() as pressed:
@@ -230,8 +271,8 @@ def train(
             except FloatingPointError as error:
                 lines = [i for i, q in enumerate(data["train"], 1) if any(q is b for b in batch)]
                 raise ValueError(
-                    f"step {step}: {error}, with the training questions {lines}; a smaller --lr "
-                    f"may help; {args.out / STATE} has the last saved state"
+                    f"step {step}: {error}, with the training questions {lines}; what was saved "
+                    "before is kept; a smaller --lr may help"
                 ) from None
             so_far.step = step
             if step > 2:  # the first steps warm the machine up
@@ -250,9 +291,11 @@ def train(
                 if found > so_far.best:
                     so_far.best = found
                     best_state = {name: t.clone() for name, t in model.state_dict().items()}
-            if step in evaluate_at or pressed:
+            stop = torch.tensor(float(len(pressed)), device=loss.device)
+            add_up([stop])
+            if step in evaluate_at or stop:
                 save_state(args.out, whose, model, optimizer, best_state, so_far)
-            if pressed:
+            if stop:
                 raise KeyboardInterrupt(
                     f"saved after step {step:,}, the same command or --resume {args.out} goes on"
                 )
@@ -403,7 +446,7 @@ def fit(
         if args.resume:
             raise ValueError(f"{args.out}: its data, its checkpoint or the code has changed since")
         say(f"          {args.out} has an unfinished run of another kind, which this one replaces")
-    with open(args.out / "log.jsonl", "w", encoding="utf-8") as file:
+    with open(mine_to_write(args.out / "log.jsonl"), "w", encoding="utf-8") as file:
 
         def log(row: dict) -> None:
             print(json.dumps(row), file=file, flush=True)
@@ -420,9 +463,10 @@ def fit(
         questions = task.questions[task.held_out]
         result |= evaluate.effects(model, task.tokenizer, questions, args.dtype)
         result |= {"parameters_added": added_parameters(model), **times}
-        save_pretrained(model, task.tokenizer, args.out)
-        log(result)
-    (args.out / STATE).unlink()
+        if RANK == 0:
+            save_pretrained(model, task.tokenizer, args.out)
+            log(result)
+            (args.out / STATE).unlink()
     return result
 
 
@@ -464,9 +508,8 @@ def report(task: Task, result: dict, args: Namespace) -> None:
         print(f'saved     {args.out}: load_pretrained("{args.out}") opens it; figures in log.jsonl')
     if args.predict:
         last = list(task.questions)[-1]
-        evaluate.write_predictions(
-            args.predict, model, tokenizer, task.questions[last], args.dtype
-        )
+        path = mine_to_write(args.predict)
+        evaluate.write_predictions(path, model, tokenizer, task.questions[last], args.dtype)
         print(f"          {args.predict}: predictions for {last}, a line a question")
 
     terminal = sys.stdout.isatty()
@@ -530,7 +573,7 @@ def table(runs: list[Namespace]) -> None:
     steps = runs[-1].steps
     folder.mkdir(parents=True, exist_ok=True)
     with (
-        open(folder / "table.jsonl", "w", encoding="utf-8") as file,
+        open(mine_to_write(folder / "table.jsonl"), "w", encoding="utf-8") as file,
         tqdm(total=len(runs) * steps, unit="step", leave=False, disable=None) as bar,
     ):
         for _, same in groupby(runs, setting):
@@ -703,6 +746,8 @@ def main() -> None:
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         runs = runs_of(parse_arguments())
+        if WORLD > 1:
+            join(runs[0].device)
         if len(runs) > 1:
             table(runs)
         else:
@@ -714,6 +759,9 @@ def main() -> None:
         left = str(interrupt) or "the same command goes on from what was saved, if anything was"
         print(f"\ninterrupted: {left}", file=sys.stderr)
         sys.exit(130)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
