@@ -30,6 +30,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu
@@ -735,13 +736,16 @@ def test_a_crash_while_writing_leaves_the_folder_readable(
     calls, replace_file = itertools.count(1), os.replace
 
     def crash(*arguments: object, **_: object) -> None:
-        if failing in (next(calls), "save_file"):
+        if failing == "save_file":
+            raise SafetensorError("disk full")
+        if failing == next(calls):
             raise OSError("disk full")
         replace_file(*arguments)
 
     place = "load_weights.save_file" if failing == "save_file" else "os.replace"
     monkeypatch.setattr(place, crash)
-    with pytest.raises(OSError, match="disk full"):
+    (tmp_path / "writing-of-one-who-was-killed").mkdir()
+    with pytest.raises(OSError, match=f"{tmp_path}: can't be written .*disk full"):
         save_pretrained(new, tokenizer, tmp_path)
     bias = load_pretrained(tmp_path)[0].classifier.bias
     assert torch.equal(bias, (old if failing in (1, "save_file") else new).classifier.bias)
@@ -1857,7 +1861,10 @@ def test_an_interrupted_run_of_another_kind_is_not_gone_on_with(
     assert stopped.value.code == 2
     assert "its data, its checkpoint or the code has changed" in capsys.readouterr().err
     monkeypatch.undo()
+    step, steps = train.train_step, []
+    monkeypatch.setattr(train, "train_step", lambda *a: steps.append(1) or step(*a))
     run_train(monkeypatch, *arguments)
+    assert len(steps) == 4, "from the first step on"
     assert "unfinished run of another kind, which this one replaces" in capsys.readouterr().out
     assert "test_accuracy" in (tmp_path / "run" / "log.jsonl").read_text()
     with pytest.raises(SystemExit):
