@@ -75,6 +75,13 @@ def add_up(tensors: list[Tensor]) -> None:
         torch.distributed.all_reduce(tensor)
 
 
+def anywhere(said: bool, device: torch.device) -> bool:
+    """Whether it is so in any of the processes."""
+    count = torch.tensor(float(said), device=device) if WORLD > 1 else said
+    add_up([count])
+    return bool(count)
+
+
 def mine_to_write(path: Path) -> Path:
     return Path(os.devnull) if RANK else path
 
@@ -141,8 +148,6 @@ def train_step(
         raise FloatingPointError(f"the loss is {loss:.3g}, the length of its gradient {norm:.3g}")
     optimizer.step()
     return loss, right
-
-
 
 
 # ---------------------------------------------------------------------------------- saved state
@@ -291,8 +296,7 @@ def train(
                 if found > so_far.best:
                     so_far.best = found
                     best_state = {name: t.clone() for name, t in model.state_dict().items()}
-            stop = torch.tensor(float(len(pressed)), device=loss.device)
-            add_up([stop])
+            stop = anywhere(bool(pressed), loss.device)
             if step in evaluate_at or stop:
                 save_state(args.out, whose, model, optimizer, best_state, so_far)
             if stop:
@@ -436,11 +440,19 @@ def identity(task: Task, args: Namespace) -> dict:
     return {"arguments": arguments, "sha256": digest.hexdigest()}
 
 
+def measured(task: Task, dtype: torch.dtype) -> dict[str, object]:
+    """Accuracy beside chance, and what the answers owe to the facts, of the held-out split."""
+    data, questions = task.data[task.held_out], task.questions[task.held_out]
+    result = {"test_accuracy": accuracy(task.model, data, dtype), "chance": chance(data)}
+    return result | evaluate.effects(task.model, task.tokenizer, questions, dtype)
+
+
 def fit(
-    task: Task, args: Namespace, bar: tqdm, say: Callable[[str], None] = tqdm.write
+    task: Task, args: Namespace, whose: dict, bar: tqdm, say: Callable[[str], None] = tqdm.write
 ) -> dict[str, object]:
-    """Trains, and leaves in args.out the log and the best state. Returns the log's last line."""
-    model, held_out, whose = task.model, task.data[task.held_out], identity(task, args)
+    """Trains, and leaves in args.out the log and the best state, of the run `whose` identity it is.
+    Returns the log's last line.
+    """
     args.out.mkdir(parents=True, exist_ok=True)
     if saved_identity(args.out) not in (None, whose):
         if args.resume:
@@ -457,14 +469,11 @@ def fit(
                 )
 
         log(whose)
-        times = train(model, task.data, task.new, args, whose, log, bar)
-        test = accuracy(model, held_out, args.dtype)
-        result = {"test_accuracy": test, "chance": chance(held_out)}
-        questions = task.questions[task.held_out]
-        result |= evaluate.effects(model, task.tokenizer, questions, args.dtype)
-        result |= {"parameters_added": added_parameters(model), **times}
+        times = train(task.model, task.data, task.new, args, whose, log, bar)
+        result = measured(task, args.dtype)
+        result |= {"parameters_added": added_parameters(task.model), **times}
         if RANK == 0:
-            save_pretrained(model, task.tokenizer, args.out)
+            save_pretrained(task.model, task.tokenizer, args.out)
             log(result)
             (args.out / STATE).unlink()
     return result
@@ -477,18 +486,16 @@ def run(args: Namespace) -> None:
     describe_model(task.model)
     if args.steps:
         with tqdm(total=args.steps, desc="training", unit="step", leave=False, disable=None) as bar:
-            result = fit(task, args, bar)
+            result = fit(task, args, identity(task, args), bar)
     report(task, result, args)
 
 
 def report(task: Task, result: dict, args: Namespace) -> None:
     """Accuracy, what the facts did, where it was saved, and single questions."""
     model, tokenizer, name = task.model, task.tokenizer, task.held_out
-    questions, data, least = task.questions[name], task.data[name], chance(task.data[name])
-    if not result:
-        result = {"test_accuracy": accuracy(model, data, args.dtype)}
-        result |= evaluate.effects(model, tokenizer, questions, args.dtype)
-    test = result["test_accuracy"]
+    questions, data = task.questions[name], task.data[name]
+    result = result or measured(task, args.dtype)
+    test, least = result["test_accuracy"], result["chance"]
     print(f"{name:10}{test:.1%} of {len(data):,} questions, chance is {least:.1%}")
     if test < least + 2 * (least * (1 - least) / len(data)) ** 0.5:
         print("          no better than chance: what it learned does not answer new questions")
@@ -545,14 +552,14 @@ def runs_of(args: Namespace) -> list[Namespace]:
     return list(runs.values())
 
 
-def finished(task: Task, args: Namespace) -> dict | None:
-    """The result that an earlier run with the same identity left in args.out."""
+def finished(folder: Path, whose: dict) -> dict | None:
+    """The result that an earlier run with this identity left in its folder."""
     try:
-        lines = (args.out / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
         first, last = json.loads(lines[0]), json.loads(lines[-1])
     except (OSError, ValueError, IndexError):
         return None
-    return last if first == identity(task, args) and "test_accuracy" in last else None
+    return last if first == whose and "test_accuracy" in last else None
 
 
 def setting(args: Namespace) -> tuple[str, str | None, int | None]:
@@ -581,11 +588,12 @@ def table(runs: list[Namespace]) -> None:
             for args in same:
                 bar.set_description(args.out.name)
                 task = prepare(args, say=lambda _: None)
-                result = finished(task, args)
+                whose = identity(task, args)
+                result = finished(args.out, whose)
                 if result:
                     bar.total -= steps
                 else:
-                    result = fit(task, args, bar, say=lambda _: None)
+                    result = fit(task, args, whose, bar, say=lambda _: None)
                 results.append({"seed": args.seed} | result)
             values, cells = summary(task.model, args, results)
             tqdm.write(table_row(cells, headings))

@@ -162,7 +162,9 @@ def vocabulary() -> list[str]:
     return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(words)]
 
 
-def write_world(folder: Path, level: str = "plain", seed: int = SEED, depth: int = 3) -> None:
+def write_world(
+    folder: Path, level: str = "plain", seed: int = SEED, depth: int = CONFIG["num_hidden_layers"]
+) -> None:
     """Writes train.jsonl, valid.jsonl, test.jsonl, vocab.txt and config.json into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, size in SIZES.items():
@@ -172,8 +174,7 @@ def write_world(folder: Path, level: str = "plain", seed: int = SEED, depth: int
     vocab = vocabulary()
     (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
     config = CONFIG | {"num_hidden_layers": depth, "vocab_size": len(vocab)}
-    config = json.dumps(config, indent=2)
-    (folder / "config.json").write_text(config + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def shortcuts(questions: list[dict]) -> dict[str, float]:
@@ -207,7 +208,8 @@ def main() -> None:
     here = Path(__file__).resolve().parent
     parser.add_argument("--level", choices=LEVELS, default="plain", help="which world")
     parser.add_argument("--seed", type=int, default=SEED, help="another seed, another world")
-    parser.add_argument("--depth", type=int, default=3, help="layers of the model in config.json")
+    depth = CONFIG["num_hidden_layers"]
+    parser.add_argument("--depth", type=int, default=depth, help="layers in config.json")
     parser.add_argument("--out", type=Path, default=here / "toy", help="folder to write into")
     args = parser.parse_args()
     write_world(args.out, args.level, args.seed, args.depth)
