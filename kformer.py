@@ -106,7 +106,21 @@ class KformerConfig:
         return self.max_position_embeddings - unused
 
 
-# ---------------------------------------------------------------------------------- embeddings
+# ------------------------------------------------------------------------ dropout, embeddings
+
+
+class Dropout(nn.Dropout):
+    """What torch's does, but on a CPU one random number of 64 bits decides over four entries.
+
+    Torch draws one for each, a seventh of the time that a training step in bfloat16 takes.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p in (0, 1) or x.is_cuda:
+            return super().forward(x)
+        dice = torch.randint(-(2**63), 2**63 - 1, (x.numel() // 4 + 1,)).view(torch.int16)
+        keep = dice[: x.numel()].view(x.shape) >= round(2**16 * self.p) - 2**15
+        return x * keep / (1 - self.p)
 
 
 def sinusoids(length: int, D: int) -> Tensor:
@@ -126,7 +140,7 @@ class Embeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, D)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, D)
         self.norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.position_embeddings.weight.data = sinusoids(config.max_position_embeddings, D)
         self.token_type_embeddings.weight.data /= 2  # what and where count more than which segment
 
@@ -231,7 +245,7 @@ class SelfAttention(nn.Module):
         self.num_heads = config.num_attention_heads
         self.query, self.key, self.value = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, D)
         self.output = nn.Linear(D, D)
-        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        self.dropout = Dropout(config.attention_probs_dropout_prob)
         self.fact_scores: Tensor | None = None
         for linear in (self.query, self.key, self.value, self.output):
             linear.weight.data.mul_(0.3).diagonal().add_(1)  # near I: q kᵀ starts as likeness
@@ -308,7 +322,7 @@ class Block(nn.Module):
         self.attention_norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
         self.ffn = FFN(config)
         self.ffn_norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         if self.inject in ("attention", "ffn"):
             self.Wk, self.Wv = nn.Linear(D, D), nn.Linear(D, D)  # kfc1 and kfc2 of the release
             start = 1.0 if self.inject == "ffn" else 6.0  # softmax(q Kᵀ / sqrt(D/H)) needs larger K
@@ -407,7 +421,7 @@ class KformerForMultipleChoice(Kformer):
     def __init__(self, config: KformerConfig) -> None:
         super().__init__(config)
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, 1)
 
     def forward(

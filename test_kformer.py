@@ -42,6 +42,7 @@ import train
 from data import make_toy
 from kformer import (
     FFN,
+    Dropout,
     Kformer,
     KformerConfig,
     KformerForMultipleChoice,
@@ -225,6 +226,25 @@ def test_attention_with_a_prefix_equals_plain_loops() -> None:
             "and empty slots, in row 2 all slots are empty.")  # fmt: skip
     compare("SelfAttention.fact_scores", layer.fact_scores, shares,
             "The share of the attention that each fact got, mean of the heads.")  # fmt: skip
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_keeps_its_share_each_entry_for_itself(p: float) -> None:
+    torch.manual_seed(0)
+    dropout, x = Dropout(p), torch.ones(501, 999, requires_grad=True)
+    y = dropout(x)
+    assert set(y.unique().tolist()) == {0.0, torch.tensor(1 / (1 - p)).item()}
+    y.sum().backward()
+    assert torch.equal(x.grad, y), "the gradient passes where the entry did"
+    kept = (y > 0).flatten().float()
+    for apart in (0, 1, 2, 3, 4, 999):  # four neighbours share one random number
+        both = kept[apart:] * kept[: len(kept) - apart]
+        share = (1 - p) ** (2 if apart else 1)
+        assert abs(both.mean() - share) < 5 * math.sqrt(share * (1 - share) / len(kept)), apart
+    assert not torch.equal(dropout(x), y), "each call throws anew"
+    assert dropout.eval()(x) is x
+    assert not Dropout(1.0)(x).any()
+    assert torch.equal(Dropout(0.0)(x), x)
 
 
 def test_what_is_hidden_gets_no_attention() -> None:
@@ -2021,7 +2041,7 @@ def test_two_runs_of_a_seed_are_alike_and_another_seed_is_not(small_world: Path)
 
 
 def test_the_best_state_is_kept_and_measured_without_dropout(small_world: Path) -> None:
-    log, best, left = train_a_little(small_world, 0, lr=0.05)
+    log, best, left = train_a_little(small_world, 0, lr=0.03)
     found = [row["valid_accuracy"] for row in log]
     assert found[-1] < max(found), "the case is of use only if the last state isn't the best"
     assert best == max(found) == left
