@@ -260,15 +260,15 @@ class SelfAttention(nn.Module):
         if prefix is not None:
             K, V, real = prefix
             fact_scores = hide(q @ self.heads(K).mT, real)  # -> (..., H, T, N)
-            probs = fact_scores.softmax(-1)
             # softmax(q [Kᵀ kᵀ]) [V; v] is a weighted mean of attention to the facts alone and to
             # the tokens alone (He et al. 2022, arXiv 2110.04366, section 3.1). Written like this,
             # empty slots get the share 0, and not a bit of the rest changes.
             share = torch.sigmoid(
                 fact_scores.logsumexp(-1, keepdim=True) - scores.logsumexp(-1, keepdim=True)
             )
-            out = (1 - share) * out + share * (self.dropout(probs) @ self.heads(V))
-            self.fact_scores = (share * probs).mean(-3).detach()
+            probs = share * fact_scores.softmax(-1)
+            out = (1 - share) * out + self.dropout(probs) @ self.heads(V)
+            self.fact_scores = probs.detach().mean(-3)
 
         return self.output(out.transpose(-3, -2).flatten(-2))  # (..., H, T, D/H) -> (..., T, D)
 
