@@ -114,13 +114,16 @@ def collate(
 
 
 def score(
-    model: KformerForMultipleChoice, batch: list[Encoded], dtype: torch.dtype
+    model: KformerForMultipleChoice, batch: list[Encoded], dtype: torch.dtype, look: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """B questions -> scores (B, C) in float32, -inf where a choice is missing; answers (B,)"""
+    """B questions -> scores (B, C) in float32, -inf where a choice is missing; answers (B,)
+
+    With `look` the activations of the facts are all there to be looked at afterwards.
+    """
     device, pad_id = model.classifier.weight.device, model.config.pad_token_id
     inputs, answers = collate(batch, pad_id, device)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        scores = model(**inputs).float()
+        scores = model(**inputs, scores_only=not look).float()
     missing = (inputs["input_ids"] == pad_id).all(-1)
     return scores.masked_fill(missing, -torch.inf), answers
 
@@ -186,7 +189,7 @@ def answer(
     """
     model.eval()
     encoded = encode(q, tokenizer, model.config)
-    probabilities = score(model, [encoded], dtype)[0].softmax(-1)[0].tolist()
+    probabilities = score(model, [encoded], dtype, look=True)[0].softmax(-1)[0].tolist()
     if model.kept_facts is None:
         return probabilities, []
     likeliest = probabilities.index(max(probabilities))
@@ -302,7 +305,7 @@ def gold_fires_most(
     hits = Counter()
     for places in by_length(data):
         batch = [data[i] for i in places]
-        scores, _ = score(model, batch, dtype)
+        scores, _ = score(model, batch, dtype, look=True)
         taken, rows = scores.argmax(-1), torch.arange(len(batch))
         kept = model.kept_facts.expand(-1, scores.shape[1], -1, -1)[rows, taken]  # (B, N, L)
         gold_ids = [tokenizer.encode(gold(questions[i]))[: kept.shape[-1]] for i in places]

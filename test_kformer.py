@@ -414,21 +414,24 @@ class ReleasedAttention(nn.Module):
         super().__init__()
         self.ours, self.num_heads = ours, ours.num_heads
 
-    def forward(self, x: Tensor, mask: Tensor, prefix: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor, prefix: tuple[Tensor, Tensor, Tensor],
+        wanted: int | None = None,
+    ) -> Tensor:  # fmt: skip
         (K, V, _), ours = prefix, self.ours
         rows = x.flatten(0, -3)  # (B C, T, D)
         K, V = (f.expand(*x.shape[:-2], -1, -1).flatten(0, -3) for f in (K, V))  # (B C, N, D)
         K, V = (f.reshape(f.shape[1], f.shape[0], D).transpose(0, 1) for f in (K, V))
         keys = ours.heads(torch.cat([K, ours.key(rows)], 1))
         values = ours.heads(torch.cat([V, ours.value(rows)], 1))
-        q = ours.heads(ours.query(rows))
+        q = ours.heads(ours.query(rows[:, :wanted]))
         scores = q @ keys.mT / math.sqrt(q.shape[-1])
         if not mask.all():
             ones = torch.ones(len(rows), K.shape[1], dtype=torch.bool)
             ignore = torch.cat([ones, ~mask.flatten(0, -2)], 1)
             scores = scores.masked_fill(ignore[:, None, None], -math.inf)
         out = scores.softmax(-1) @ values
-        return ours.output(out.transpose(-3, -2).flatten(-2)).view_as(x)
+        return ours.output(out.transpose(-3, -2).flatten(-2)).unflatten(0, x.shape[:-2])
 
 
 def complaint(check: Callable, model: nn.Module) -> str:
@@ -472,6 +475,26 @@ def test_shared_facts_equal_the_same_facts_for_each_choice(inject: str) -> None:
     change = (model(questions, fact_ids=own) - shared).abs()
     assert change[:, 0].max() < 1e-9, "choice 0 kept its facts"
     assert change[:, 1].min() > 1e-5, "choice 1 got others"
+
+
+@pytest.mark.parametrize("inject", ["none", "concat", "attention", "ffn"])
+def test_scores_alone_are_the_same_scores_with_the_same_gradients(inject: str) -> None:
+    model, (questions, facts), found = tiny(inject, inject_layers=(0, 2)), padded_batch(), []
+    for scores_only in (False, True):
+        model.zero_grad()
+        scores = model(questions, fact_ids=facts, scores_only=scores_only)
+        cross_entropy(scores, torch.tensor([0, 1, 1])).backward()
+        fired = [b.attention.fact_scores if inject == "attention" else b.ffn.fact_scores
+                 for b in model.encoder.layer]  # fmt: skip
+        found.append((scores, [p.grad for p in model.parameters()], fired))
+    (full, gradients, fired), (alone, same_gradients, fired_alone) = found
+    assert biggest_change(alone, full) < 1e-9
+    for gradient, same in zip(gradients, same_gradients, strict=True):
+        assert (gradient is None and same is None) or biggest_change(gradient, same) < 1e-9
+    if inject in ("attention", "ffn"):
+        assert biggest_change(fired_alone[0], fired[0]) < 1e-9
+        assert fired_alone[2].shape == (B, C, 1, N), "above, nothing but [CLS] is worked out"
+        assert biggest_change(fired_alone[2], fired[2][..., :1, :]) < 1e-9
 
 
 @pytest.mark.parametrize("inject", ["attention", "ffn"])
