@@ -128,11 +128,18 @@ def score(
     return scores.masked_fill(missing, -torch.inf), answers
 
 
-def by_length(data: list[Encoded], batch_size: int = 100) -> Iterator[list[int]]:
-    """The places of all questions, in batches with little padding."""
-    order = sorted(range(len(data)), key=lambda i: len(data[i]))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+def by_length(data: list[Encoded], device: torch.device) -> Iterator[list[int]]:
+    """The places of all questions, in batches of similar lengths and of a size that suits the
+    device: on a CPU, what a layer works on should fit into its cache.
+    """
+    most, batch, longest = 64_000 if device.type == "cuda" else 2_000, [], 0  # tokens
+    for i in sorted(range(len(data)), key=lambda i: (len(data[i].input_ids), len(data[i]))):
+        longest = max(longest, len(data[i]))
+        if batch and (len(batch) + 1) * len(data[i].input_ids) * longest > most:
+            yield batch
+            batch, longest = [], len(data[i])
+        batch.append(i)
+    yield batch
 
 
 @torch.inference_mode()
@@ -143,7 +150,7 @@ def predictions(
     model.eval()
     chosen = [0] * len(data)
     with tqdm(total=len(data), desc="evaluating", leave=False, disable=None, delay=2) as bar:
-        for places in by_length(data):
+        for places in by_length(data, model.classifier.weight.device):
             scores, _ = score(model, [data[i] for i in places], dtype)
             for i, choice in zip(places, scores.argmax(-1).tolist(), strict=True):
                 chosen[i] = choice
@@ -303,7 +310,7 @@ def gold_fires_most(
     model.eval()
     data, pad_id = [encode(q, tokenizer, model.config) for q in questions], tokenizer.pad_token_id
     hits = Counter()
-    for places in by_length(data):
+    for places in by_length(data, model.classifier.weight.device):
         batch = [data[i] for i in places]
         scores, _ = score(model, batch, dtype, look=True)
         taken, rows = scores.argmax(-1), torch.arange(len(batch))

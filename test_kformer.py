@@ -1519,6 +1519,20 @@ def test_facts_for_all_choices_are_not_repeated() -> None:
     assert inputs["fact_ids"].shape == (2, 1, 1, 2)
 
 
+def test_batches_for_evaluation_hold_2000_tokens_and_every_question_once() -> None:
+    rng = random.Random(0)
+    data = [ids(*[5] * rng.choice((2, 2, 5, 300)), length=rng.randint(1, 30)) for _ in range(300)]
+    batches = list(evaluate.by_length(data, torch.device("cpu")))
+    assert sorted(i for batch in batches for i in batch) == list(range(300))
+    sizes = []
+    for places in batches:
+        inputs, _ = evaluate.collate([data[i] for i in places], 0, torch.device("cpu"))
+        sizes.append(inputs["input_ids"].numel())
+        assert sizes[-1] <= 2000 or len(places) == 1, "too large a question stands alone"
+    assert max(sizes) > 2000, "the case is of use only with such a question"
+    assert sum(size > 1500 for size in sizes) > 0.9 * len(sizes), "most of them are nearly full"
+
+
 def test_baselines_are_what_rules_without_learning_reach() -> None:
     facts = [["the coat is blue"]]
     coat = Question("", "?", ["red hat", "blue coat"], 1, facts)
