@@ -160,7 +160,11 @@ def predictions(
 
 def accuracy(model: KformerForMultipleChoice, data: list[Encoded], dtype: torch.dtype) -> float:
     """The share of questions whose right choice has the largest score."""
-    chosen = predictions(model, data, dtype)
+    return share_right(predictions(model, data, dtype), data)
+
+
+def share_right(chosen: list[int], data: list[Encoded]) -> float:
+    """The share of questions of which the right choice is the one that was chosen."""
     return sum(c == q.answer for c, q in zip(chosen, data, strict=True)) / len(data)
 
 
@@ -374,18 +378,21 @@ def effects(
     model: KformerForMultipleChoice,
     tokenizer: Tokenizer,
     questions: list[Question],
+    chosen: list[int],
     dtype: torch.dtype,
 ) -> dict[str, object]:
     """What the answers owe to the facts, over the questions that have a gold fact: which share of
     the right answers follows when it's edited, the accuracy without it, with the facts in
     another order and with those of another question added, and how often it fires most.
+
+    `chosen` are the answers with the facts as they are.
     """
-    some = [q for q in questions if gold(q)]
-    if not some:
+    before = [(q, c == q.answer) for q, c in zip(questions, chosen, strict=True) if gold(q)]
+    if not before:
         return {}
+    some = [q for q, _ in before]
     rng, others = random.Random(0), some[1:] + some[:1]
     versions = {
-        "right": some,
         "edited": [edited(q) for q in some],
         "removed": [removed(q) for q in some],
         "shuffled": [changed(q, lambda facts: rng.sample(facts, len(facts))) for q in some],
@@ -394,10 +401,9 @@ def effects(
     right = {}
     for name, version in versions.items():
         data = [encode(q, tokenizer, model.config) for q in version]
-        chosen = predictions(model, data, dtype)
-        right[name] = [c == q.answer for c, q in zip(chosen, version, strict=True)]
-    pairs = zip(right["right"], right["edited"], strict=True)
-    follow = [after for before, after in pairs if before]
+        after = predictions(model, data, dtype)
+        right[name] = [c == q.answer for c, q in zip(after, version, strict=True)]
+    follow = [now for (_, was), now in zip(before, right["edited"], strict=True) if was]
     found = {f"{name}_accuracy": mean(right[name]) for name in ("removed", "shuffled", "added")}
     fires_most = gold_fires_most(model, tokenizer, some, dtype)
     found |= {"gold_facts": len(some), "gold_fires_most": fires_most}

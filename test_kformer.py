@@ -1612,18 +1612,23 @@ def reader(facts_count: bool) -> Callable:
 def test_effects_tell_who_reads_the_facts(
     facts_count: bool, flips: float, right: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "predictions", reader(facts_count))
+    predictions = reader(facts_count)
+    monkeypatch.setattr(evaluate, "predictions", predictions)
     questions = [
         Question("", "w5", ["w8", "w9"], 0, [["w5 w8", "w6 w9"]]),
         Question("", "w7", ["w10", "w11"], 1, [["w12 w10", "w7 w11"]]),
         Question("", "w7", ["w10", "w11"], 1, [["w7 w12"]]),  # no gold fact
     ]
-    found = evaluate.effects(tiny("none"), tiny_tokenizer(), questions, torch.float32)
+    model, tokenizer = tiny("none"), tiny_tokenizer()
+    data = [evaluate.encode(q, tokenizer, model.config) for q in questions[:2]]
+    chosen = [*predictions(model, data, torch.float32), 1]
+    found = evaluate.effects(model, tokenizer, questions, chosen, torch.float32)
     names = ("removed_accuracy", "shuffled_accuracy", "added_accuracy")
     expected = {"gold_facts": 2, "flip_rate": flips, "gold_fires_most": {}}
     expected |= dict(zip(names, right, strict=True))
     assert found == expected
-    assert evaluate.effects(tiny("none"), tiny_tokenizer(), questions[2:], torch.float32) == {}
+    without = evaluate.effects(model, tokenizer, questions[2:], chosen[2:], torch.float32)
+    assert without == {}
 
 
 def test_the_effects_are_those_of_the_changes_they_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1636,9 +1641,8 @@ def test_the_effects_are_those_of_the_changes_they_name(monkeypatch: pytest.Monk
     monkeypatch.setattr(evaluate, "predictions", predictions)
     facts = [["w5 w8", "w6", "w7", "w10"], ["w11 w8", "w12", "w13"]]
     questions = [Question("", "w5", ["w8", "w9"], 0, [f]) for f in facts]
-    evaluate.effects(tiny("none"), tiny_tokenizer(), questions, torch.float32)
-    before, edited, removed, shuffled, added = seen
-    assert before == facts
+    evaluate.effects(tiny("none"), tiny_tokenizer(), questions, [0, 0], torch.float32)
+    edited, removed, shuffled, added = seen
     assert edited == [["w5 w9", *facts[0][1:]], ["w11 w9", *facts[1][1:]]]
     assert removed == [facts[0][1:], facts[1][1:]]
     assert shuffled != facts

@@ -38,7 +38,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 import evaluate
-from evaluate import Encoded, accuracy, chance, encode, gold, score
+from evaluate import Encoded, accuracy, chance, encode, gold, predictions, score, share_right
 from kformer import KformerForMultipleChoice
 from load_weights import (
     grouped,
@@ -443,8 +443,9 @@ def identity(task: Task, args: Namespace) -> dict:
 def measured(task: Task, dtype: torch.dtype) -> dict[str, object]:
     """Accuracy beside chance, and what the answers owe to the facts, of the held-out split."""
     data, questions = task.data[task.held_out], task.questions[task.held_out]
-    result = {"test_accuracy": accuracy(task.model, data, dtype), "chance": chance(data)}
-    return result | evaluate.effects(task.model, task.tokenizer, questions, dtype)
+    chosen = predictions(task.model, data, dtype)
+    result = {"test_accuracy": share_right(chosen, data), "chance": chance(data)}
+    return result | evaluate.effects(task.model, task.tokenizer, questions, chosen, dtype)
 
 
 def fit(
