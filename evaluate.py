@@ -107,7 +107,10 @@ def collate(
         "fact_ids": pad(facts, pad_id, 4),  # (B, 1 or C, S, L)
     }
     answers = torch.tensor([-1 if q.answer is None else q.answer for q in batch])
-    return {name: t.to(device) for name, t in inputs.items()}, answers.to(device)
+    if device.type == "cuda":  # from pinned memory: nobody waits until it is there
+        inputs, answers = {name: t.pin_memory() for name, t in inputs.items()}, answers.pin_memory()
+    inputs = {name: t.to(device, non_blocking=True) for name, t in inputs.items()}
+    return inputs, answers.to(device, non_blocking=True)
 
 
 # -------------------------------------------------------------------------------------- scores

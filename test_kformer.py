@@ -1750,6 +1750,38 @@ def test_the_groups_of_parameters_have_their_rates_and_decay() -> None:
         assert found[id(parameter)] == (10.0 if name in new else 1.0, decay), name
 
 
+def test_adamw_makes_the_steps_of_torch_and_skips_where_it_must() -> None:
+    models = [tiny("ffn", inject_layers=(0,)).float() for _ in range(2)]
+    groups = [train.parameter_groups(model, ["classifier.weight"], lr=0.1) for model in models]
+    ours, theirs = train.AdamW(groups[0]), torch.optim.AdamW(groups[1], fused=True)
+
+    def step(lr_share: float, skip: float) -> None:
+        for one, two in zip(*(model.parameters() for model in models), strict=True):
+            one.grad = two.grad = None if one.shape == (2,) else torch.randn_like(one)
+        ours.step(lr_share, torch.tensor(skip))
+
+    for lr_share in (0.5, 1.0, 0.3):
+        step(lr_share, skip=0.0)
+        for group in theirs.param_groups:
+            group["lr"] = lr_share * group["full_lr"]
+        theirs.step()
+        step(1.0, skip=1.0)
+    for (name, one), two in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(one, two), name
+        for key, value in theirs.state[two].items():
+            assert torch.equal(ours.state[one][key], value), f"{key} of {name}"
+
+
+def test_the_first_step_that_was_not_finite_is_named() -> None:
+    data = [ids(5, 6, length=n) for n in range(1, 9)]
+    fine, bad = torch.tensor(1.0), torch.tensor(math.inf)
+    steps = [(n, data[2 * n - 2 : 2 * n], fine, fine) for n in (1, 2, 3, 4)]
+    train.check_finite(steps, data)
+    steps[1:3] = [(2, data[2:4], fine, bad), (3, data[4:6], bad, fine)]
+    with pytest.raises(ValueError, match=r"step 2: the loss is 1, .* inf, .* questions \[3, 4\]"):
+        train.check_finite(steps, data)
+
+
 @pytest.fixture(scope="module")
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first lines of the toy world, and a smaller model."""
@@ -1761,6 +1793,10 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = json.loads((HERE / "data/toy/config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 16}))
     return folder
+
+
+def read_and_encode(path: Path, *args: object) -> list[evaluate.Encoded]:
+    return [evaluate.encode(q, *args) for q in read_questions(path)]
 
 
 @pytest.mark.parametrize("inject", ["none", "concat", "attention", "ffn"])
@@ -1776,8 +1812,13 @@ def test_one_command_trains_reports_and_saves(
     last = json.loads((out / "log.jsonl").read_text().strip().split("\n")[-1])
     assert last["chance"] == 0.25
     model, tokenizer = load_pretrained(out)
-    questions = read_questions(small_world / "test.jsonl")
-    data = [evaluate.encode(q, tokenizer, model.config) for q in questions]
+    data = read_and_encode(small_world / "train.jsonl", tokenizer, model.config)
+    batches = itertools.islice(train.shuffled(data, 32, 0), 12)
+    padded = [evaluate.collate(batch, 0, torch.device("cpu"))[0]["input_ids"] for batch in batches]
+    empty, places = sum(int((i == 0).sum()) for i in padded), sum(i.numel() for i in padded)
+    assert abs(last["padding"] - empty / places) < 1e-9
+    assert f"{empty / places:.1%} of the places were padding" in done.stdout
+    data = read_and_encode(small_world / "test.jsonl", tokenizer, model.config)
     assert evaluate.accuracy(model, data, torch.float32) == last["test_accuracy"]
     for part in ("25.0%", f"injection: {inject}", "40 train", str(out), "its gold fact edited"):
         assert part in done.stdout
@@ -2064,8 +2105,7 @@ def train_a_little(folder: Path, seed: int, lr: float = 1e-3) -> tuple[list[dict
     """Ten steps -> the log, the best accuracy by the report, the accuracy of the model it left."""
     config = load_config(folder, inject="ffn", hidden_dropout_prob=0.3)
     tokenizer = load_tokenizer(folder)
-    questions = read_questions(folder / "train.jsonl")
-    data = [evaluate.encode(q, tokenizer, config) for q in questions]
+    data = read_and_encode(folder / "train.jsonl", tokenizer, config)
     torch.manual_seed(seed)
     model, log = KformerForMultipleChoice(config), []
     args = Namespace(lr=lr, steps=10, batch_size=8, seed=seed, dtype=torch.float32)

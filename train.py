@@ -29,12 +29,14 @@ from functools import partialmethod
 from itertools import groupby, islice, product
 from pathlib import Path
 from statistics import mean, stdev
+from types import ModuleType
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.optim.adamw import adamw
 from tqdm import tqdm
 
 import evaluate
@@ -122,16 +124,46 @@ def parameter_groups(model: KformerForMultipleChoice, new: list[str], lr: float)
     ]
 
 
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101).
+
+    The steps are those of torch.optim.AdamW, made by the function that it calls; the class itself
+    takes most of a second to import torch's compiler. `groups` are those of `parameter_groups`.
+    """
+
+    def __init__(self, groups: list[dict]) -> None:
+        self.groups, self.state = groups, {}
+        for parameter in (p for group in groups for p in group["params"]):
+            self.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),  # of the gradient
+                "exp_avg_sq": torch.zeros_like(parameter),  # of its square
+            }
+
+    @torch.no_grad()
+    def step(self, lr_share: float, skip: Tensor) -> None:
+        """At a share of the full learning rates. Changes nothing where `skip` is 1."""
+        for group in self.groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            states = [self.state[p].values() for p in params]
+            steps, means, squares = zip(*states, strict=True) if states else ([], [], [])
+            adamw(
+                params, [p.grad for p in params], means, squares, [], steps, fused=True,
+                found_inf=skip, lr=lr_share * group["full_lr"], beta1=0.9, beta2=0.999, eps=1e-8,
+                weight_decay=group["weight_decay"], amsgrad=False, maximize=False,
+            )  # fmt: skip
+
+
 def train_step(
     model: KformerForMultipleChoice,
     batch: list[Encoded],
-    optimizer: torch.optim.Optimizer,
+    optimizer: AdamW,
+    lr_share: float,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """One batch -> its loss and accuracy, before the step. Each process takes its share of the
-    questions, and all make the same step.
-
-    Raises FloatingPointError, and leaves the model as it was, where loss or gradient isn't finite.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One batch -> its loss and accuracy before the step, and the length of its gradient. Each
+    process takes its share of the questions, and all make the same step; none is made where the
+    loss or the gradient isn't finite. On a GPU nothing here waits for a result.
     """
     model.train()
     mine = batch[RANK::WORLD]
@@ -139,15 +171,13 @@ def train_step(
     scores, answers = score(model, mine or batch[:1], dtype)
     loss = share * cross_entropy(scores, answers)
     right = share * (scores.argmax(-1) == answers).float().mean()
-    optimizer.zero_grad()
+    model.zero_grad()
     loss.backward()
     loss = loss.detach()
     add_up([loss, right, *(p.grad for p in model.parameters() if p.grad is not None)])
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    if not torch.isfinite(loss + norm):
-        raise FloatingPointError(f"the loss is {loss:.3g}, the length of its gradient {norm:.3g}")
-    optimizer.step()
-    return loss, right
+    optimizer.step(lr_share, skip=1 - torch.isfinite(loss + norm).float())
+    return loss, right, norm
 
 
 # ---------------------------------------------------------------------------------- saved state
@@ -164,15 +194,36 @@ class Progress:
     best: float = -1.0  # accuracy on the validation split
     trained: int = 0  # questions
     training: float = 0.0  # seconds
+    tokens: int = 0  # of the questions trained on
+    places: int = 0  # for tokens, padding among them
     evaluated: int = 0
     evaluating: float = 0.0
+
+    def count(self, batch: list[Encoded], seconds: float) -> None:
+        """One more step. The first two warm the machine up, and aren't timed."""
+        self.step += 1
+        rows = [row for q in batch for row in q.input_ids]
+        self.tokens += sum(map(len, rows))
+        self.places += len(batch) * max(len(q.input_ids) for q in batch) * max(map(len, rows))
+        if self.step > 2:
+            self.trained += len(batch)
+            self.training += seconds
+
+    def result(self) -> dict[str, float]:
+        return {
+            "valid_accuracy": self.best,
+            "seconds": round(self.training, 2),
+            "train_questions_per_second": self.trained / max(1e-9, self.training),
+            "eval_questions_per_second": self.evaluated / self.evaluating,
+            "padding": 1 - self.tokens / self.places,
+        }
 
 
 def save_state(
     folder: Path,
     whose: dict,
     model: KformerForMultipleChoice,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AdamW,
     best_state: dict[str, Tensor],
     progress: Progress,
 ) -> None:
@@ -184,10 +235,15 @@ def save_state(
     for name, parameter in model.named_parameters():
         moments = optimizer.state[parameter].items()
         tensors |= {f"{key}.{name}": tensor for key, tensor in moments}
-    tensors["random"] = torch.get_rng_state()
+    tensors["random"] = dropout_dice(model).get_rng_state()
     about = json.dumps({"identity": whose, "progress": asdict(progress)})
     with replacing(folder) as new:
         save_file(tensors, new / STATE, metadata={"about": about})
+
+
+def dropout_dice(model: KformerForMultipleChoice) -> ModuleType:
+    """Who has the random state that dropout draws from."""
+    return torch.cuda if model.classifier.weight.is_cuda else torch
 
 
 def saved_identity(folder: Path) -> dict | None:
@@ -199,7 +255,7 @@ def saved_identity(folder: Path) -> dict | None:
 
 
 def load_state(
-    folder: Path, model: KformerForMultipleChoice, optimizer: torch.optim.Optimizer
+    folder: Path, model: KformerForMultipleChoice, optimizer: AdamW
 ) -> tuple[dict[str, Tensor], Progress]:
     """Model, optimizer and the random state become what they were; returns the best state so far,
     and the progress.
@@ -208,7 +264,7 @@ def load_state(
         about = json.loads(file.metadata()["about"])
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
     parts = {"model": {}, "best": {}, "step": {}, "exp_avg": {}, "exp_avg_sq": {}}
-    torch.set_rng_state(tensors.pop("random"))
+    dropout_dice(model).set_rng_state(tensors.pop("random"))
     for name, tensor in tensors.items():
         part, _, parameter = name.partition(".")
         parts[part][parameter] = tensor
@@ -255,7 +311,7 @@ def train(
     state is saved in args.out; the next call for the same run, `whose` identity is the same, goes
     on from there. Raises ValueError where the loss isn't finite any more.
     """
-    optimizer = torch.optim.AdamW(parameter_groups(model, new, args.lr), fused=True)
+    optimizer = AdamW(parameter_groups(model, new, args.lr))
     best_state, so_far = {}, Progress()
     if saved_identity(args.out) == whose:
         best_state, so_far = load_state(args.out, model, optimizer)
@@ -266,23 +322,19 @@ def train(
         torch.manual_seed(args.seed + RANK)  # for dropout
     batches = islice(shuffled(data["train"], args.batch_size, args.seed), so_far.step, None)
     evaluate_at = {round(args.steps * i / 10) for i in range(1, 11)}
+    look_every = 20 if model.classifier.weight.is_cuda else 1  # there, to look is to wait
+    unseen = []
     with steps_are_finished() as pressed:
         for step in range(so_far.step + 1, args.steps + 1):
             start, batch = time.perf_counter(), next(batches)
-            for group in optimizer.param_groups:
-                group["lr"] = group["full_lr"] * learning_rate(step - 1, args.steps)
-            try:
-                loss, right = train_step(model, batch, optimizer, args.dtype)
-            except FloatingPointError as error:
-                lines = [i for i, q in enumerate(data["train"], 1) if any(q is b for b in batch)]
-                raise ValueError(
-                    f"step {step}: {error}, with the training questions {lines}; what was saved "
-                    "before is kept; a smaller --lr may help"
-                ) from None
-            so_far.step = step
-            if step > 2:  # the first steps warm the machine up
-                so_far.training += time.perf_counter() - start
-                so_far.trained += len(batch)
+            lr_share = learning_rate(step - 1, args.steps)
+            loss, right, norm = train_step(model, batch, optimizer, lr_share, args.dtype)
+            unseen.append((step, batch, loss, norm))
+            look = step % look_every == 0 or step in evaluate_at or step == 2
+            if look:
+                check_finite(unseen, data["train"])
+                unseen.clear()
+            so_far.count(batch, time.perf_counter() - start)
             bar.update()
             if step % 20 == 0:
                 bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{right.item():.0%}")
@@ -296,7 +348,7 @@ def train(
                 if found > so_far.best:
                     so_far.best = found
                     best_state = {name: t.clone() for name, t in model.state_dict().items()}
-            stop = anywhere(bool(pressed), loss.device)
+            stop = look and anywhere(bool(pressed), loss.device)
             if step in evaluate_at or stop:
                 save_state(args.out, whose, model, optimizer, best_state, so_far)
             if stop:
@@ -304,12 +356,21 @@ def train(
                     f"saved after step {step:,}, the same command or --resume {args.out} goes on"
                 )
     model.load_state_dict(best_state)
-    return {
-        "valid_accuracy": so_far.best,
-        "seconds": round(so_far.training, 2),
-        "train_questions_per_second": so_far.trained / max(1e-9, so_far.training),
-        "eval_questions_per_second": so_far.evaluated / so_far.evaluating,
-    }
+    return so_far.result()
+
+
+def check_finite(steps: list[tuple], questions: list[Encoded]) -> None:
+    """Raises ValueError with the first of the steps, (number, batch, loss, length of the gradient),
+    that could not be made, and the numbers of its questions.
+    """
+    for step, batch, loss, norm in steps:
+        if not torch.isfinite(loss + norm):
+            lines = [i for i, q in enumerate(questions, 1) if any(q is b for b in batch)]
+            raise ValueError(
+                f"step {step}: the loss is {loss:.3g}, the length of its gradient {norm:.3g}, with "
+                f"the training questions {lines}; what was saved before is kept; a smaller --lr "
+                "may help"
+            )
 
 
 # -------------------------------------------------------------------------------------- one run
@@ -512,7 +573,11 @@ def report(task: Task, result: dict, args: Namespace) -> None:
         shares = ", ".join(f"{share:.1%} in layer {layer}" for layer, share in layers.items())
         print(f"          of all facts the gold one fires most: {shares}")
     if "seconds" in result:
-        print(f"time      {result['seconds']:.0f} s of training")
+        print(
+            f"time      {result['seconds']:.0f} s of training, "
+            f"{result['train_questions_per_second']:,.0f} questions a second; "
+            f"{result['padding']:.1%} of the places were padding"
+        )
         print(f'saved     {args.out}: load_pretrained("{args.out}") opens it; figures in log.jsonl')
     if args.predict:
         last = list(task.questions)[-1]
