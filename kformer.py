@@ -116,7 +116,7 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p in (0, 1) or x.is_cuda:
+        if not self.training or self.p in (0, 1) or x.device.type != "cpu":
             return super().forward(x)
         dice = torch.randint(-(2**63), 2**63 - 1, (x.numel() // 4 + 1,)).view(torch.int16)
         keep = dice[: x.numel()].view(x.shape) >= round(2**16 * self.p) - 2**15

@@ -226,6 +226,9 @@ def test_attention_with_a_prefix_equals_plain_loops() -> None:
             "and empty slots, in row 2 all slots are empty.")  # fmt: skip
     compare("SelfAttention.fact_scores", layer.fact_scores, shares,
             "The share of the attention that each fact got, mean of the heads.")  # fmt: skip
+    first = attempt("SelfAttention.forward", layer, x, mask, (K, V, real), wanted=2)
+    compare("SelfAttention.forward", first, expected[:, :2],
+            "With wanted=2 only the results of the first two tokens.")  # fmt: skip
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
