@@ -2016,6 +2016,30 @@ def test_a_loss_that_is_not_finite_stops_the_training(
     assert all(tensor.isfinite().all() for tensor in state.values())
 
 
+def test_where_steps_are_looked_at_later_the_one_that_was_lost_is_named(
+    dropout_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    """As on a GPU: step 12 is lost, step 14 looked at; Ctrl-C in step 16 stops after step 20."""
+    monkeypatch.setitem(train.LOOK_EVERY, "cpu", 7)
+    score, calls = train.score, itertools.count(1)
+
+    def spoiled(*arguments: object) -> tuple[Tensor, Tensor]:
+        scores, answers = score(*arguments)
+        call = next(calls)
+        if call == 20:  # step 16, in the second part
+            os.kill(os.getpid(), signal.SIGINT)
+        return scores * math.nan if call == 12 else scores, answers
+
+    monkeypatch.setattr(train, "score", spoiled)
+    arguments = ["--data", dropout_world, "--steps", 100, "--batch-size", 2, "--out", tmp_path]
+    for said, saved in (("step 12: the loss is nan", 10), ("saved after step 20", 20)):
+        with pytest.raises(SystemExit):
+            run_train(monkeypatch, *arguments)
+        assert said in capsys.readouterr().err
+        assert load_file(tmp_path / train.STATE)["step.classifier.bias"] == saved
+
+
 @pytest.fixture
 def own_data(tmp_path: Path) -> Path:
     """Social IQA as it comes: labels in files of their own, "dev", a test split without answers;

@@ -163,7 +163,8 @@ def train_step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One batch -> its loss and accuracy before the step, and the length of its gradient. Each
     process takes its share of the questions, and all make the same step; none is made where the
-    loss or the gradient isn't finite. On a GPU nothing here waits for a result.
+    loss or the gradient isn't finite. On a GPU nothing here waits for a result, but for concat,
+    which must know its longest input.
     """
     model.train()
     mine = batch[RANK::WORLD]
@@ -277,6 +278,8 @@ def load_state(
 
 # ------------------------------------------------------------------------------- training loop
 
+LOOK_EVERY = {"cpu": 1, "cuda": 20}  # steps: on a GPU, to look at a result is to wait for it
+
 
 @contextmanager
 def steps_are_finished() -> Iterator[list]:
@@ -322,7 +325,7 @@ def train(
         torch.manual_seed(args.seed + RANK)  # for dropout
     batches = islice(shuffled(data["train"], args.batch_size, args.seed), so_far.step, None)
     evaluate_at = {round(args.steps * i / 10) for i in range(1, 11)}
-    look_every = 20 if model.classifier.weight.is_cuda else 1  # there, to look is to wait
+    look_every = LOOK_EVERY[model.classifier.weight.device.type]
     unseen = []
     with steps_are_finished() as pressed:
         for step in range(so_far.step + 1, args.steps + 1):
