@@ -1875,6 +1875,38 @@ def test_ctrl_c_says_so_and_exits_with_130(
     assert "interrupted" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("native", "hidden_size", "expected"),
+    [("avx512_bf16", 256, "bfloat16"), ("amx_bf16", 768, "bfloat16"),
+     ("avx512_bf16", 255, "float32"), ("avx512_f", 256, "float32")],
+)  # fmt: skip
+def test_bfloat16_is_the_default_for_large_models_where_it_is_native(
+    native: str, hidden_size: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {native: True})
+    assert train.default_dtype(hidden_size, "cpu") == getattr(torch, expected)
+
+
+@pytest.mark.parametrize("flags", [[], ["--dtype", "float32"]])
+def test_every_product_of_a_run_has_its_dtype(
+    flags: list[str], small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(train, "default_dtype", lambda *_: torch.bfloat16)
+    linear, seen = torch.nn.functional.linear, set()
+
+    def spy(*arguments: Tensor) -> Tensor:
+        product = linear(*arguments)
+        seen.add(product.dtype)
+        return product
+
+    monkeypatch.setattr(torch.nn.functional, "linear", spy)
+    run_train(monkeypatch, "--data", small_world, "--steps", 1, "--out", tmp_path, *flags)
+    expected = "float32" if flags else "bfloat16"
+    assert seen == {getattr(torch, expected)}
+    assert f"products in {expected}\n" in capsys.readouterr().out
+
+
 def test_two_processes_make_the_steps_of_one(small_world: Path, tmp_path: Path) -> None:
     """40 questions in batches of 13: of the last batch, one question, one process has none.
 

@@ -432,8 +432,20 @@ def read_data(args: Namespace, say: Callable[[str], None]) -> dict[str, list[Que
     return questions
 
 
+def default_dtype(hidden_size: int, device: str) -> torch.dtype:
+    """bfloat16 where products of matrices are most of the work, and the machine has instructions
+    for it; without them it's emulated, and many times as slow as float32.
+    """
+    if device == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        known = torch.cpu.get_capabilities()
+        native = known.get("avx512_bf16") or known.get("amx_bf16")
+    return torch.bfloat16 if native and hidden_size >= 256 else torch.float32
+
+
 def prepare(args: Namespace, say: Callable[[str], None] = print) -> Task:
-    """Opens the model, reads and encodes the questions; fills in the number of steps."""
+    """Opens the model, reads and encodes the questions; fills in the steps and the dtype."""
     folder = args.checkpoint or args.data
     fields = {"inject": args.inject, "num_facts": args.facts}
     if args.layers is not None:
@@ -457,6 +469,8 @@ def prepare(args: Namespace, say: Callable[[str], None] = print) -> Task:
     if args.steps is None:
         epoch = -(-len(data["train"]) // args.batch_size)
         args.steps = 4 * epoch if args.checkpoint else 1500
+    if args.dtype is None:
+        args.dtype = default_dtype(model.config.hidden_size, args.device)
     return Task(model, tokenizer, new, questions, data, held_out)
 
 
@@ -479,7 +493,7 @@ def describe_data(task: Task, source: Path) -> None:
     print(f"chance    {chance(task.data[task.held_out]):.1%}; {rules}")
 
 
-def describe_model(model: KformerForMultipleChoice) -> None:
+def describe_model(model: KformerForMultipleChoice, dtype: torch.dtype) -> None:
     config, added = model.config, added_parameters(model)
     layers = f" in layers {' '.join(map(str, config.inject_layers))}" if added else ""
     print(
@@ -487,7 +501,10 @@ def describe_model(model: KformerForMultipleChoice) -> None:
         f"{config.num_attention_heads} heads; injection: {config.inject}{layers}"
     )
     total = sum(p.numel() for p in model.parameters())
-    print(f"          {total:,} parameters, {added:,} of them for the facts")
+    print(
+        f"          {total:,} parameters, {added:,} of them for the facts; "
+        f"products in {str(dtype).removeprefix('torch.')}"
+    )
 
 
 def identity(task: Task, args: Namespace) -> dict:
@@ -548,7 +565,7 @@ def run(args: Namespace) -> None:
     """One run, from the files to the last line of its report."""
     task, result = prepare(args), {}
     describe_data(task, args.data)
-    describe_model(task.model)
+    describe_model(task.model, args.dtype)
     if args.steps:
         with tqdm(total=args.steps, desc="training", unit="step", leave=False, disable=None) as bar:
             result = fit(task, args, identity(task, args), bar)
@@ -757,8 +774,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="of the weights and the order (default: 0)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"),
         help="where it runs (default: the GPU if there is one)")
-    add("--dtype", default="float32", choices=("float32", "bfloat16"),
-        help="of the matrix products (default: float32)")
+    add("--dtype", choices=("float32", "bfloat16"),
+        help="of the matrix products (default: bfloat16 where the machine multiplies it natively "
+        "and the hidden size is at least 256, else float32)")
     add("--predict", type=Path, metavar="FILE",
         help="write predictions for the test questions, a JSON object a line")
     add("--resume", type=Path, metavar="RUN",
@@ -811,7 +829,7 @@ def parse_arguments() -> Namespace:
         args.inject = [own if own != "none" else "ffn"]
     if args.lr is None:
         args.lr = 5e-5 if args.checkpoint else 2e-3
-    args.dtype = getattr(torch, args.dtype)
+    args.dtype = args.dtype and getattr(torch, args.dtype)
     args.layers, args.facts = args.layers or [None], args.facts or [None]
     if len(runs_of(args)) > 1 and (args.show or args.predict or args.steps == 0):
         parser.error("argument --show, --predict, --steps 0: these are for one model alone")
