@@ -220,6 +220,11 @@ class Progress:
         }
 
 
+def dropout_dice(model: KformerForMultipleChoice) -> ModuleType:
+    """Who has the random state that dropout draws from."""
+    return torch.cuda if model.classifier.weight.is_cuda else torch
+
+
 def save_state(
     folder: Path,
     whose: dict,
@@ -240,11 +245,6 @@ def save_state(
     about = json.dumps({"identity": whose, "progress": asdict(progress)})
     with replacing(folder) as new:
         save_file(tensors, new / STATE, metadata={"about": about})
-
-
-def dropout_dice(model: KformerForMultipleChoice) -> ModuleType:
-    """Who has the random state that dropout draws from."""
-    return torch.cuda if model.classifier.weight.is_cuda else torch
 
 
 def saved_identity(folder: Path) -> dict | None:
@@ -297,6 +297,20 @@ def steps_are_finished() -> Iterator[list]:
         yield pressed
     finally:
         signal.signal(signal.SIGINT, usual)
+
+
+def check_finite(steps: list[tuple], questions: list[Encoded]) -> None:
+    """Raises ValueError with the first of the steps, (number, batch, loss, length of the gradient),
+    that could not be made, and the numbers of its questions.
+    """
+    for step, batch, loss, norm in steps:
+        if not torch.isfinite(loss + norm):
+            lines = [i for i, q in enumerate(questions, 1) if any(q is b for b in batch)]
+            raise ValueError(
+                f"step {step}: the loss is {loss:.3g}, the length of its gradient {norm:.3g}, with "
+                f"the training questions {lines}; what was saved before is kept; a smaller --lr "
+                "may help"
+            )
 
 
 def train(
@@ -360,20 +374,6 @@ def train(
                 )
     model.load_state_dict(best_state)
     return so_far.result()
-
-
-def check_finite(steps: list[tuple], questions: list[Encoded]) -> None:
-    """Raises ValueError with the first of the steps, (number, batch, loss, length of the gradient),
-    that could not be made, and the numbers of its questions.
-    """
-    for step, batch, loss, norm in steps:
-        if not torch.isfinite(loss + norm):
-            lines = [i for i, q in enumerate(questions, 1) if any(q is b for b in batch)]
-            raise ValueError(
-                f"step {step}: the loss is {loss:.3g}, the length of its gradient {norm:.3g}, with "
-                f"the training questions {lines}; what was saved before is kept; a smaller --lr "
-                "may help"
-            )
 
 
 # -------------------------------------------------------------------------------------- one run

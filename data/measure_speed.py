@@ -123,7 +123,7 @@ def beside_transformers(folder: Path, questions: list[Question], rounds: int) ->
     print("|---|---|---|---|---|---|")
     for (kind, dtype), *pair in zip(sides, taken[::2], taken[1::2], strict=True):
         cells = [kind.__name__, str(dtype).removeprefix("torch.")]
-        for times, base, count in zip(pair, taken, (STEPS * BATCH, HELD_OUT), strict=False):
+        for times, base, count in zip(pair, taken[:2], (STEPS * BATCH, HELD_OUT), strict=True):
             ratio = median(b / t for b, t in zip(base, times, strict=True))
             cells += [f"{count / median(times):.1f}", f"{ratio:.2f}"]
         print(f"| {' | '.join(cells)} |")
