@@ -264,14 +264,13 @@ class SelfAttention(nn.Module):
         if prefix is not None:
             K, V, real = prefix
             fact_scores = hide(q @ self.heads(K).mT, real)  # -> (..., H, T, N)
-            # softmax(q [Kᵀ kᵀ]) [V; v] is a weighted mean of attention to the facts alone and to
-            # the tokens alone (He et al. 2022, arXiv 2110.04366, section 3.1). Written like this,
-            # empty slots get the share 0, and not a bit of the rest changes.
-            share = torch.sigmoid(
-                fact_scores.logsumexp(-1, keepdim=True) - scores.logsumexp(-1, keepdim=True)
-            )
-            probs = share * fact_scores.softmax(-1)
-            out = (1 - share) * out + self.dropout(probs) @ self.heads(V)
+            # In softmax(q [Kᵀ kᵀ]) [V; v] the tokens together count as much as one fact would whose
+            # score is the log-sum-exp of theirs (He et al. 2022, arXiv 2110.04366, section 3.1).
+            # Written like this, empty slots get the share 0, and not a bit of the rest changes.
+            tokens = scores.logsumexp(-1, keepdim=True)
+            total = torch.cat([tokens, fact_scores], -1).logsumexp(-1, keepdim=True)
+            probs = (fact_scores - total).exp()
+            out = (tokens - total).exp() * out + self.dropout(probs) @ self.heads(V)
             self.fact_scores = probs.detach().mean(-3)
 
         return self.output(out.transpose(-3, -2).flatten(-2))  # (..., H, T, D/H) -> (..., T, D)
@@ -300,8 +299,9 @@ class FFN(nn.Module):
         out = self.W2(gelu(self.W1(x)))  # (..., T, D) -> (..., T, M) -> (..., T, D)
         if neurons is not None:
             K, V, real = neurons
-            fired = gelu(x @ K.mT) * real.unsqueeze(-2)  # (..., T, D) -> (..., T, N)
-            out = out + fired @ V  # -> (..., T, D)
+            # x Kᵀ, then fired V; @ would copy K and V for each choice that shares them
+            fired = gelu(torch.einsum("...td,...nd->...tn", x, K)) * real.unsqueeze(-2)
+            out = out + torch.einsum("...tn,...nd->...td", fired, V)
             self.fact_scores = fired.detach()
         return out
 
