@@ -2091,6 +2091,37 @@ def run_train(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     train.main()
 
 
+@pytest.mark.parametrize("inject", ["concat", "ffn"])
+def test_whatever_texts_may_hold_it_trains(
+    inject: str, small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Signs that steer terminals and directions, 100,000 characters, nothing; many facts, choices.
+
+    Each comes in the training and in the test questions, beside usual ones.
+    """
+    data = Path(shutil.copytree(small_world, tmp_path / "wild"))
+    signs = "".join(map(chr, range(32))) + "\x7f\x85\u2028\u202e\u200f\u2066\ufeff"
+    texts = [signs, "\u202e\u05d0", "", "x" * 100_000, "x " * 50_000]
+    wild = [(text, [text, "x"], [text, f"{text} x"]) for text in texts]
+    wild.append(("who?", ["x", "y"], [f"fact {i}" for i in range(10_000)]))
+    wild.append(("who?", [f"x{i}" for i in range(100)], ["x1 x2"]))
+    rows = [
+        {"question": question, "choices": [{"text": choice} for choice in choices],
+         "AnswerKey": "A", "knowledges": facts}
+        for question, choices, facts in wild
+    ]  # fmt: skip
+    for split in ("train", "test"):
+        usual = (data / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()[:5]
+        write_lines(data / f"{split}.jsonl", *rows, *usual)
+    arguments = ("--inject", inject, "--data", data, "--batch-size", 4, "--out", tmp_path / "run")
+    run_train(monkeypatch, *arguments, "--steps", 3)
+    _, *steps, last = [json.loads(row) for row in (tmp_path / "run" / "log.jsonl").open()]
+    assert [math.isfinite(row["loss"]) for row in steps] == [True, True, True]
+    assert "test_accuracy" in last
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_checkpoint_public_questions_and_a_file_of_facts(
     kind: str, own_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
