@@ -4,11 +4,12 @@
     answer, show                one question: its choices, its facts, which fired at which token
     effects                     the same questions with facts edited, removed, added, shuffled
 
-Read it from top to bottom: tokens, batches, scores, answers, looking inside, edited facts. Nothing
-here trains.
+Read it from top to bottom: processes, tokens, batches, scores, answers, looking inside, edited
+facts. Nothing here trains.
 """
 
 import json
+import os
 import random
 import re
 from collections import Counter
@@ -24,6 +25,18 @@ from tqdm import tqdm
 from kformer import KformerConfig, KformerForMultipleChoice
 from questions import Question, of_choice, words
 from tokenizer import Tokenizer
+
+# ----------------------------------------------------------------------------------- processes
+
+# Of how many processes this is which one: torchrun says so.
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def add_up(tensors: list[Tensor]) -> None:
+    """Each becomes its sum over all processes."""
+    for tensor in tensors if WORLD > 1 else []:
+        torch.distributed.all_reduce(tensor)
+
 
 # -------------------------------------------------------------------------------------- tokens
 
@@ -149,16 +162,16 @@ def by_length(data: list[Encoded], device: torch.device) -> Iterator[list[int]]:
 def predictions(
     model: KformerForMultipleChoice, data: list[Encoded], dtype: torch.dtype
 ) -> list[int]:
-    """The choice with the largest score, for each question."""
+    """The choice with the largest score, for each question. Processes share the batches out."""
     model.eval()
-    chosen = [0] * len(data)
-    with tqdm(total=len(data), desc="evaluating", leave=False, disable=None, delay=2) as bar:
-        for places in by_length(data, model.classifier.weight.device):
-            scores, _ = score(model, [data[i] for i in places], dtype)
-            for i, choice in zip(places, scores.argmax(-1).tolist(), strict=True):
-                chosen[i] = choice
-            bar.update(len(places))
-    return chosen
+    device = model.classifier.weight.device
+    chosen = torch.zeros(len(data), dtype=torch.long, device=device)
+    mine = list(by_length(data, device))[RANK::WORLD]
+    for places in tqdm(mine, "evaluating", unit="batch", leave=False, disable=None, delay=2):
+        scores, _ = score(model, [data[i] for i in places], dtype)
+        chosen[torch.tensor(places, device=device)] = scores.argmax(-1)
+    add_up([chosen])
+    return chosen.tolist()
 
 
 def accuracy(model: KformerForMultipleChoice, data: list[Encoded], dtype: torch.dtype) -> float:

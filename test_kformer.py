@@ -1536,6 +1536,24 @@ def test_batches_for_evaluation_hold_2000_tokens_and_every_question_once() -> No
     assert sum(size > 1500 for size in sizes) > 0.9 * len(sizes), "most of them are nearly full"
 
 
+def test_processes_share_the_questions_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each leaves 0 where others choose, so that the sum over all is what one would choose."""
+    segments = [[0] * 20] * 4
+    rows = tokens(250, 4, 20).tolist()
+    data = [evaluate.Encoded(input_ids, segments, [[]], 0, False) for input_ids in rows]
+    model = tiny("none").float()
+    whole = evaluate.predictions(model, data, torch.float32)
+    sums, parts = [], []
+    monkeypatch.setattr(evaluate, "WORLD", 3)
+    monkeypatch.setattr(evaluate, "add_up", sums.extend)
+    for rank in range(3):
+        monkeypatch.setattr(evaluate, "RANK", rank)
+        parts.append(evaluate.predictions(model, data, torch.float32))
+    assert sum(sums).tolist() == whole
+    assert sum(map(bool, whole)) > 100, "the case is of use only if few choose 0"
+    assert all(sum(map(bool, part)) < 0.5 * len(data) for part in parts), "none does it all"
+
+
 def test_baselines_are_what_rules_without_learning_reach() -> None:
     facts = [["the coat is blue"]]
     coat = Question("", "?", ["red hat", "blue coat"], 1, facts)

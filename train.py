@@ -40,7 +40,19 @@ from torch.optim.adamw import adamw
 from tqdm import tqdm
 
 import evaluate
-from evaluate import Encoded, accuracy, chance, encode, gold, predictions, score, share_right
+from evaluate import (
+    RANK,
+    WORLD,
+    Encoded,
+    accuracy,
+    add_up,
+    chance,
+    encode,
+    gold,
+    predictions,
+    score,
+    share_right,
+)
 from kformer import KformerForMultipleChoice
 from load_weights import (
     grouped,
@@ -57,24 +69,15 @@ from tokenizer import Tokenizer
 
 # ----------------------------------------------------------------------------------- processes
 
-# Of how many processes this is which one: torchrun says so. The first one alone prints and writes.
-RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
 
 def join(device: str) -> None:
-    """One of several processes meets the others."""
+    """One of several processes meets the others. The first one alone prints and writes."""
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
     if RANK:
         sys.stdout = open(os.devnull, "w")
         tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
-
-
-def add_up(tensors: list[Tensor]) -> None:
-    """Each becomes its sum over all processes."""
-    for tensor in tensors if WORLD > 1 else []:
-        torch.distributed.all_reduce(tensor)
 
 
 def anywhere(said: bool, device: torch.device) -> bool:
@@ -209,6 +212,19 @@ class Progress:
         if self.step > 2:
             self.trained += len(batch)
             self.training += seconds
+
+    def validate(
+        self, model: KformerForMultipleChoice, data: list[Encoded], dtype: torch.dtype, loss: float
+    ) -> bool:
+        """One more row for the log, with the accuracy on `data`; says whether it's the best."""
+        start = time.perf_counter()
+        found = accuracy(model, data, dtype)
+        self.evaluating += time.perf_counter() - start
+        self.evaluated += len(data)
+        self.rows.append({"step": self.step, "loss": loss, "valid_accuracy": found})
+        is_best = found > self.best
+        self.best = max(found, self.best)
+        return is_best
 
     def result(self) -> dict[str, float]:
         return {
@@ -356,14 +372,9 @@ def train(
             if step % 20 == 0:
                 bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{right.item():.0%}")
             if step in evaluate_at:
-                start = time.perf_counter()
-                found = accuracy(model, data["valid"], args.dtype)
-                so_far.evaluating += time.perf_counter() - start
-                so_far.evaluated += len(data["valid"])
-                so_far.rows.append({"step": step, "loss": loss.item(), "valid_accuracy": found})
+                is_best = so_far.validate(model, data["valid"], args.dtype, loss.item())
                 log(so_far.rows[-1])
-                if found > so_far.best:
-                    so_far.best = found
+                if is_best:
                     best_state = {name: t.clone() for name, t in model.state_dict().items()}
             stop = look and anywhere(bool(pressed), loss.device)
             if step in evaluate_at or stop:
