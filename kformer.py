@@ -267,11 +267,10 @@ class SelfAttention(nn.Module):
             # In softmax(q [Kᵀ kᵀ]) [V; v] the tokens together count as much as one fact would whose
             # score is the log-sum-exp of theirs (He et al. 2022, arXiv 2110.04366, section 3.1).
             # Written like this, empty slots get the share 0, and not a bit of the rest changes.
-            tokens = scores.logsumexp(-1, keepdim=True)
-            total = torch.cat([tokens, fact_scores], -1).logsumexp(-1, keepdim=True)
-            probs = (fact_scores - total).exp()
-            out = (tokens - total).exp() * out + self.dropout(probs) @ self.heads(V)
-            self.fact_scores = probs.detach().mean(-3)
+            tokens = scores.logsumexp(-1, keepdim=True)  # -> (..., H, T, 1)
+            probs = torch.cat([tokens, fact_scores], -1).softmax(-1)  # -> (..., H, T, 1 + N)
+            out = probs[..., :1] * out + self.dropout(probs[..., 1:]) @ self.heads(V)
+            self.fact_scores = probs[..., 1:].detach().mean(-3)
 
         return self.output(out.transpose(-3, -2).flatten(-2))  # (..., H, T, D/H) -> (..., T, D)
 

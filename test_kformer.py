@@ -231,6 +231,18 @@ def test_attention_with_a_prefix_equals_plain_loops() -> None:
             "With wanted=2 only the results of the first two tokens.")  # fmt: skip
 
 
+def test_a_prefix_costs_no_precision_in_bfloat16() -> None:
+    """The shares of tokens and facts add up to 1 even when the log-sum-exp is rounded to 8 bits."""
+    torch.manual_seed(0)
+    layer, errors = SelfAttention(KformerConfig(hidden_size=384)).eval(), []
+    x, mask, real = torch.randn(2, 30, 384), torch.ones(2, 30).bool(), torch.ones(2, 5).bool()
+    for prefix in (None, (torch.randn(2, 5, 384), torch.randn(2, 5, 384), real)):
+        exact = layer(x, mask, prefix)
+        with torch.autocast("cpu", torch.bfloat16):
+            errors.append((layer(x, mask, prefix) - exact).norm() / exact.norm())
+    assert errors[1] < 1.5 * errors[0], "twice as large where the shares don't add up"
+
+
 @pytest.mark.parametrize("p", [0.1, 0.5])
 def test_dropout_keeps_its_share_each_entry_for_itself(p: float) -> None:
     torch.manual_seed(0)
