@@ -2018,8 +2018,11 @@ def test_an_interrupted_run_of_another_kind_is_not_gone_on_with(
     dropout_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:  # fmt: skip
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
     arguments = ["--data", dropout_world, "--steps", 4, "--out", tmp_path / "run"]
-    monkeypatch.setattr(train, "save_pretrained", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(train, "save_pretrained", interrupt)
     with pytest.raises(SystemExit):
         run_train(monkeypatch, *arguments)
     (dropout_world / "test.jsonl").unlink()
