@@ -1887,15 +1887,16 @@ def test_wrong_arguments_get_one_line_and_status_2(
     assert message in capsys.readouterr().err.strip().split("\n")[-1]
 
 
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_ctrl_c_says_so_and_exits_with_130(
     small_world: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(train, "cross_entropy", interrupt)
     arguments = ["train.py", "--data", str(small_world), "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", arguments)
@@ -2018,9 +2019,6 @@ def test_an_interrupted_run_of_another_kind_is_not_gone_on_with(
     dropout_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:  # fmt: skip
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
     arguments = ["--data", dropout_world, "--steps", 4, "--out", tmp_path / "run"]
     monkeypatch.setattr(train, "save_pretrained", interrupt)
     with pytest.raises(SystemExit):
