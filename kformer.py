@@ -232,6 +232,17 @@ def hide(scores: Tensor, real: Tensor) -> Tensor:
     return scores.masked_fill(~real[..., None, None, :], torch.finfo(scores.dtype).min)
 
 
+def log_sum_exp(scores: Tensor, probs: Tensor) -> Tensor:
+    """log Σ exp(s) over the last dimension, from p = softmax(s): (..., S), (..., S) -> (..., 1).
+
+    It is Σ p (s - log p), since each p = exp(s - log_sum_exp). On a CPU torch.logsumexp is several
+    times slower where scores are hidden: exp underflows there.
+    """
+    p = probs.detach()  # the gradient for s is p; what would come to it through p adds up to 0
+    log_p = p.clamp(min=torch.finfo(p.dtype).tiny).log()
+    return (p * (scores - log_p)).sum(-1, keepdim=True)
+
+
 class SelfAttention(nn.Module):
     """x (..., T, D) -> (..., T, D): softmax(q kᵀ / sqrt(D/H)) v in H heads, then a linear layer.
 
@@ -259,7 +270,8 @@ class SelfAttention(nn.Module):
         k, v = self.heads(self.key(x)), self.heads(self.value(x))
         q = q / sqrt(q.shape[-1])
         scores = hide(q @ k.mT, mask)  # (..., H, T, D/H) -> (..., H, T, T)
-        out = self.dropout(scores.softmax(-1)) @ v  # -> (..., H, T, D/H)
+        probs = scores.softmax(-1)
+        out = self.dropout(probs) @ v  # -> (..., H, T, D/H)
 
         if prefix is not None:
             K, V, real = prefix
@@ -267,10 +279,11 @@ class SelfAttention(nn.Module):
             # In softmax(q [Kᵀ kᵀ]) [V; v] the tokens together count as much as one fact would whose
             # score is the log-sum-exp of theirs (He et al. 2022, arXiv 2110.04366, section 3.1).
             # Written like this, empty slots get the share 0, and not a bit of the rest changes.
-            tokens = scores.logsumexp(-1, keepdim=True)  # -> (..., H, T, 1)
-            probs = torch.cat([tokens, fact_scores], -1).softmax(-1)  # -> (..., H, T, 1 + N)
-            out = probs[..., :1] * out + self.dropout(probs[..., 1:]) @ self.heads(V)
-            self.fact_scores = probs[..., 1:].detach().mean(-3)
+            tokens = log_sum_exp(scores, probs)  # -> (..., H, T, 1)
+            # (Transposed, since softmax over a last dimension as short as 1 + N is slow on a CPU.)
+            shares = torch.cat([tokens, fact_scores], -1).mT.softmax(-2).mT  # -> (..., H, T, 1 + N)
+            out = shares[..., :1] * out + self.dropout(shares[..., 1:]) @ self.heads(V)
+            self.fact_scores = shares[..., 1:].detach().mean(-3)
 
         return self.output(out.transpose(-3, -2).flatten(-2))  # (..., H, T, D/H) -> (..., T, D)
 
