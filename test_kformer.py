@@ -34,6 +34,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu
+from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
 import evaluate
@@ -1803,6 +1804,32 @@ def test_adamw_makes_the_steps_of_torch_and_skips_where_it_must() -> None:
         assert torch.equal(one, two), name
         for key, value in theirs.state[two].items():
             assert torch.equal(ours.state[one][key], value), f"{key} of {name}"
+
+
+class Waits(TorchDispatchMode):
+    """Within, collects the operations that on a GPU would have to wait for a result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(
+        self, operation: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & {*operation.tags}:
+            self.found.append(str(operation))
+        return operation(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("inject", ["none", "concat", "attention", "ffn"])
+def test_a_step_waits_for_no_result_but_concat_for_its_length(inject: str) -> None:
+    model = tiny(inject, num_facts=1).float()
+    batch = [ids(5, 6, 7, facts=3), ids(8, 9, length=5)]
+    batch[1].fact_ids[0].append([9, 10])  # two candidates, of which the nearest is kept
+    optimizer = train.AdamW(train.parameter_groups(model, [], lr=0.1))
+    with Waits() as waits:
+        train.train_step(model, batch, optimizer, 1.0, torch.float32)
+    assert waits.found == ["aten._local_scalar_dense.default"] * (inject == "concat")
 
 
 def test_the_first_step_that_was_not_finite_is_named() -> None:
