@@ -185,8 +185,11 @@ def nearest_facts(
     fact_ids (..., S, L), question (..., D) -> (..., N, L), N = num_facts
     """
     real = fact_ids != config.pad_token_id
-    facts = mean_embedding(table, fact_ids, real)  # (..., S, D)
-    relevance = (facts @ question.unsqueeze(-1)).squeeze(-1)  # (..., S)
+    # A dot product with a mean is the mean of dot products: the question's with every word of the
+    # vocabulary, (..., V), are enough, and no (..., S, L, D) of all candidates is ever there.
+    products = torch.take_along_dim(question @ table.weight.T, fact_ids.flatten(-2), -1)
+    products = products.unflatten(-1, fact_ids.shape[-2:])  # (..., S L) -> (..., S, L)
+    relevance = (products * real).sum(-1) / real.sum(-1)  # (..., S)
     relevance = relevance.masked_fill(~real.any(-1), -torch.inf)
     best = relevance.argsort(dim=-1, descending=True, stable=True)[..., : config.num_facts]
     return torch.take_along_dim(fact_ids, best.sort(-1).values.unsqueeze(-1), dim=-2)

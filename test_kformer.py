@@ -104,6 +104,20 @@ def tokens(*shape: int, lengths: Tensor | None = None, seed: int = 1) -> Tensor:
     return ids
 
 
+class Operations(TorchDispatchMode):
+    """Within, collects all operations of torch that run, each with its result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(
+        self, operation: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        self.found.append((operation, operation(*args, **kwargs or {})))
+        return self.found[-1][1]
+
+
 def padded_batch() -> tuple[Tensor, Tensor]:
     """Questions (B, C, T) and facts (B, N, L), both with padding; the last question has 2 facts."""
     questions = tokens(B, C, T, lengths=torch.tensor([[7, 4], [5, 7], [3, 6]]))
@@ -309,6 +323,15 @@ def test_the_nearest_facts_are_kept(num_facts: int) -> None:
     for row in range(B):
         expected = nearest_in_loops(facts[row].tolist(), table.weight, question[row], num_facts)
         assert kept[row].tolist() == expected
+
+
+def test_candidates_are_never_embedded_all_at_once() -> None:
+    """Or 10,000 of them for one question would fill gigabytes: every fact is padded with words."""
+    facts, table = tokens(B, 100, L), nn.Embedding(50, D)
+    with Operations() as done:
+        nearest_facts(facts, table, torch.ones(B, D), TINY)
+    made = [result for _, result in done.found if isinstance(result, Tensor)]
+    assert max(tensor.numel() for tensor in made) == facts.numel()
 
 
 @pytest.mark.parametrize("inject", ["concat", "attention", "ffn"])
@@ -1806,30 +1829,17 @@ def test_adamw_makes_the_steps_of_torch_and_skips_where_it_must() -> None:
             assert torch.equal(ours.state[one][key], value), f"{key} of {name}"
 
 
-class Waits(TorchDispatchMode):
-    """Within, collects the operations that on a GPU would have to wait for a result."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(
-        self, operation: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
-    ) -> object:
-        if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & {*operation.tags}:
-            self.found.append(str(operation))
-        return operation(*args, **kwargs or {})
-
-
 @pytest.mark.parametrize("inject", ["none", "concat", "attention", "ffn"])
 def test_a_step_waits_for_no_result_but_concat_for_its_length(inject: str) -> None:
     model = tiny(inject, num_facts=1).float()
     batch = [ids(5, 6, 7, facts=3), ids(8, 9, length=5)]
     batch[1].fact_ids[0].append([9, 10])  # two candidates, of which the nearest is kept
     optimizer = train.AdamW(train.parameter_groups(model, [], lr=0.1))
-    with Waits() as waits:
+    with Operations() as done:
         train.train_step(model, batch, optimizer, 1.0, torch.float32)
-    assert waits.found == ["aten._local_scalar_dense.default"] * (inject == "concat")
+    for_a_result = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+    waiting = [str(operation) for operation, _ in done.found if for_a_result & {*operation.tags}]
+    assert waiting == ["aten._local_scalar_dense.default"] * (inject == "concat")
 
 
 def test_the_first_step_that_was_not_finite_is_named() -> None:
