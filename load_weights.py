@@ -12,23 +12,22 @@ Read it from top to bottom: names -> files -> config -> weights -> tokenizers ->
 import argparse
 import dataclasses
 import json
-import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from kformer import KformerConfig, KformerForMultipleChoice
-from tokenizer import ByteLevelBPE, Tokenizer, WordPiece
+from parts.files import blaming, must_be, read_json, replacing
+from parts.tokenizer import Tokenizer
+from parts.vocabulary import load_tokenizer
 
 # ---------------------------------------------------------------------------------------- names
 
@@ -67,50 +66,6 @@ def their_name(ours: str, model_type: str) -> str:
     return name if name.startswith("classifier.") else f"{model_type}.{name}"
 
 
-# ---------------------------------------------------------------------------------------- files
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """What is wrong with a file's content becomes a ValueError of one line that names the file."""
-    try:
-        yield
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: not UTF-8 text") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{path}: not as transformers writes it ({error!r})") from None
-    except ValueError as error:
-        line = " ".join(str(error).split())
-        raise ValueError(f"{path}: {line}") from None
-
-
-def read_text(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    with naming(path):
-        return path.read_text(encoding="utf-8")
-
-
-def read_json(path: Path) -> dict:
-    text = read_text(path)
-    with naming(path):
-        content = json.loads(text)
-        if not isinstance(content, dict):
-            raise ValueError("must be a JSON object")
-        return content
-
-
-def must_be(content: dict, **known: object) -> None:
-    """Raises ValueError for a setting that isn't built here; where it's missing it is the usual."""
-    for key, value in known.items():
-        if content.get(key) not in (None, value):
-            raise ValueError(f'"{key}" is {content[key]!r}, only {value!r} is known here')
-
-
 # --------------------------------------------------------------------------------------- config
 
 
@@ -120,7 +75,7 @@ def load_config(folder: str | Path, **overrides: object) -> KformerConfig:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
     content = read_json(path)
-    with naming(path):
+    with blaming(path):
         if "model_type" not in content:
             raise ValueError('"model_type" is missing, must be "bert" or "roberta"')
         must_be(content, hidden_act="gelu", position_embedding_type="absolute", is_decoder=False)
@@ -148,7 +103,7 @@ def weight_files(folder: Path) -> list[Path]:
         return [whole]
     if index.is_file():
         content = read_json(index)
-        with naming(index):
+        with blaming(index):
             names = sorted(set(content["weight_map"].values()))
             for name in names:
                 if not (folder / name).is_file():
@@ -187,11 +142,11 @@ def load_weights(
     are mapped from the file, as transformers does it: as long as the model lives, the file may be
     replaced, but mustn't be written into.
     """
-    with naming(folder / "config.json"), Unfilled():
+    with blaming(folder / "config.json"), Unfilled():
         model = KformerForMultipleChoice(config)
     wanted, tensors, report = model.state_dict(), {}, LoadReport([], [], [])
     for path in weight_files(folder):
-        with naming(path), safe_open(path, framework="pt") as file:
+        with blaming(path), safe_open(path, framework="pt") as file:
             for theirs in file.keys():
                 name = our_name(theirs)
                 if name in tensors:
@@ -204,7 +159,7 @@ def load_weights(
                 if name == "classifier.weight":  # a dot product may round in another way where
                     tensor = tensor.clone()  # numbers don't lie at a multiple of 16 bytes
                 tensors[name] = tensor.to(wanted[name].dtype)
-    with naming(folder):
+    with blaming(folder):
         for name in wanted:
             if name in tensors:
                 report.loaded.append(name)
@@ -289,28 +244,6 @@ def load_pretrained(
     return model, tokenizer
 
 
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A folder to write files in. At the end they take the places of their old selves in `folder`,
-    weights first, and each at once: a crash leaves the old file or the new one, never half of one.
-    Raises OSError with one line that names `folder`.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob("writing-*"):  # by somebody who was killed
-            shutil.rmtree(left)
-        with TemporaryDirectory(dir=folder, prefix="writing-") as new:
-            yield Path(new)
-            written = sorted(Path(new).iterdir(), key=lambda path: path.suffix != ".safetensors")
-            for path in written:
-                with open(path, "r+b") as file:
-                    os.fsync(file.fileno())
-            for path in written:
-                os.replace(path, folder / path.name)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"{folder}: can't be written ({error})") from None
-
-
 def save_pretrained(
     model: KformerForMultipleChoice, tokenizer: Tokenizer, folder: str | Path
 ) -> None:
@@ -337,71 +270,6 @@ def save_pretrained(
         shutil.copymode(new / "config.json", new / "model.safetensors")  # not private
     for name in {"tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"} - texts.keys():
         (folder / name).unlink(missing_ok=True)  # of the tokenizer that was here before
-
-
-# ----------------------------------------------------------------------------------- tokenizers
-
-
-def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """From tokenizer.json; without one from vocab.txt (WordPiece), or vocab.json and merges.txt
-    (byte-level BPE). What tokenizer_config.json says of lower case and the like comes first.
-    """
-    folder, settings, merges = Path(folder), {}, None
-    if (folder / "tokenizer_config.json").is_file():
-        settings = read_json(folder / "tokenizer_config.json")
-    if (path := folder / "tokenizer.json").is_file():
-        content = read_json(path)
-        with naming(path):
-            vocab, merges, usual = parse_tokenizer(content)
-            settings = usual | settings
-    elif (path := folder / "vocab.txt").is_file():
-        vocab = read_text(path).removesuffix("\n").split("\n")
-    elif (path := folder / "vocab.json").is_file():
-        merges = read_text(folder / "merges.txt").removesuffix("\n").split("\n")
-        ids = read_json(path)
-        with naming(path):
-            vocab = in_order(ids)
-    else:
-        raise FileNotFoundError(f"{folder}: no tokenizer.json, vocab.txt or vocab.json")
-    with naming(path):
-        added = list(settings.get("added_tokens_decoder", {}).values())
-        if merges is None:
-            lower, accents = settings.get("do_lower_case", True), settings.get("strip_accents")
-            return WordPiece(vocab, lower, accents, added)
-        merges = [m for m in merges if not m.startswith("#version")]
-        return ByteLevelBPE(vocab, merges, settings.get("add_prefix_space", False), added)
-
-
-def parse_tokenizer(content: dict) -> tuple[list[str], list[str] | None, dict]:
-    """tokenizer.json -> vocabulary, merges, settings by the names of tokenizer_config.json.
-
-    The file can describe tokenizers of many kinds; two of them are built here.
-    """
-    model, normalizer = content["model"], content["normalizer"] or {}
-    splitter = content["pre_tokenizer"] or {}
-    kinds = [model["type"], normalizer.get("type"), splitter.get("type")]
-    if kinds == ["WordPiece", "BertNormalizer", "BertPreTokenizer"]:
-        must_be(model, continuing_subword_prefix="##", max_input_chars_per_word=100)
-        must_be(normalizer, clean_text=True, handle_chinese_chars=True)
-        merges, lower = None, normalizer["lowercase"]
-        settings = {"do_lower_case": lower, "strip_accents": normalizer["strip_accents"]}
-    elif kinds == ["BPE", None, "ByteLevel"]:
-        must_be(splitter, use_regex=True)
-        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-        settings = {"add_prefix_space": splitter["add_prefix_space"]}
-    else:
-        kind = " + ".join(str(kind) for kind in kinds if kind)
-        raise ValueError(f"a tokenizer of the kind {kind}; read are WordPiece and byte-level BPE")
-    added = {token["id"]: token for token in content["added_tokens"]}
-    vocab = in_order(model["vocab"] | {token["content"]: i for i, token in added.items()})
-    return vocab, merges, settings | {"added_tokens_decoder": added}
-
-
-def in_order(ids: dict[str, int]) -> list[str]:
-    vocab = sorted(ids, key=ids.get)
-    if [ids[token] for token in vocab] != list(range(len(vocab))):
-        raise ValueError("the ids of the tokens must be 0, 1, 2, ... without gaps")
-    return vocab
 
 
 # -------------------------------------------------------------------------------------- report

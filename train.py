@@ -39,8 +39,10 @@ from torch.nn.functional import cross_entropy
 from torch.optim.adamw import adamw
 from tqdm import tqdm
 
-import evaluate
-from evaluate import (
+from kformer import KformerForMultipleChoice
+from load_weights import grouped, load_config, open_folder, save_pretrained, span
+from parts import batches, effects
+from parts.batches import (
     RANK,
     WORLD,
     Encoded,
@@ -48,24 +50,16 @@ from evaluate import (
     add_up,
     chance,
     encode,
-    gold,
     predictions,
     score,
     share_right,
 )
-from kformer import KformerForMultipleChoice
-from load_weights import (
-    grouped,
-    load_config,
-    load_tokenizer,
-    naming,
-    open_folder,
-    replacing,
-    save_pretrained,
-    span,
-)
-from questions import Question, read_facts, read_questions, retrieve
-from tokenizer import Tokenizer
+from parts.effects import gold
+from parts.files import blaming, replacing
+from parts.inside import show, write_predictions
+from parts.questions import Question, read_facts, read_questions, retrieve
+from parts.tokenizer import Tokenizer
+from parts.vocabulary import load_tokenizer
 
 # ----------------------------------------------------------------------------------- processes
 
@@ -267,7 +261,7 @@ def saved_identity(folder: Path) -> dict | None:
     """Of the run that was interrupted here, None if there is none."""
     if not (folder / STATE).is_file():
         return None
-    with naming(folder / STATE), safe_open(folder / STATE, framework="pt") as file:
+    with blaming(folder / STATE), safe_open(folder / STATE, framework="pt") as file:
         return json.loads(file.metadata()["about"])["identity"]
 
 
@@ -277,7 +271,7 @@ def load_state(
     """Model, optimizer and the random state become what they were; returns the best state so far,
     and the progress.
     """
-    with naming(folder / STATE), safe_open(folder / STATE, framework="pt") as file:
+    with blaming(folder / STATE), safe_open(folder / STATE, framework="pt") as file:
         about = json.loads(file.metadata()["about"])
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
     parts = {"model": {}, "best": {}, "step": {}, "exp_avg": {}, "exp_avg_sq": {}}
@@ -500,7 +494,7 @@ def describe_data(task: Task, source: Path) -> None:
     if shortened := sum(q.shortened for q in everything):
         most = task.model.config.max_tokens
         print(f"          {shortened:,} of them cut at the front to {most} tokens")
-    rules = evaluate.baselines(task.questions["train"], task.questions[task.held_out])
+    rules = batches.baselines(task.questions["train"], task.questions[task.held_out])
     print(f"chance    {chance(task.data[task.held_out]):.1%}; {rules}")
 
 
@@ -526,7 +520,7 @@ def identity(task: Task, args: Namespace) -> dict:
     digest = hashlib.sha256(repr(task.questions).encode("utf-8"))
     for weights in task.model.state_dict().values():
         digest.update(weights.cpu().contiguous().numpy())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.glob("**/*.py")):
         if not path.name.startswith("test_"):
             digest.update(path.read_bytes())
     return {"arguments": arguments, "sha256": digest.hexdigest()}
@@ -537,7 +531,7 @@ def measured(task: Task, dtype: torch.dtype) -> dict[str, object]:
     data, questions = task.data[task.held_out], task.questions[task.held_out]
     chosen = predictions(task.model, data, dtype)
     result = {"test_accuracy": share_right(chosen, data), "chance": chance(data)}
-    return result | evaluate.effects(task.model, task.tokenizer, questions, chosen, dtype)
+    return result | effects.effects(task.model, task.tokenizer, questions, chosen, dtype)
 
 
 def fit(
@@ -613,7 +607,7 @@ def report(task: Task, result: dict, args: Namespace) -> None:
     if args.predict:
         last = list(task.questions)[-1]
         path = mine_to_write(args.predict)
-        evaluate.write_predictions(path, model, tokenizer, task.questions[last], args.dtype)
+        write_predictions(path, model, tokenizer, task.questions[last], args.dtype)
         print(f"          {args.predict}: predictions for {last}, a line a question")
 
     terminal = sys.stdout.isatty()
@@ -621,11 +615,11 @@ def report(task: Task, result: dict, args: Namespace) -> None:
     width = shutil.get_terminal_size().columns if terminal else 100
     for number, q in enumerate(questions[: args.show or 1], 1):
         print(f"\nQuestion {number}: ", end="")
-        evaluate.show(model, tokenizer, q, args.dtype, shades, width)
+        show(model, tokenizer, q, args.dtype, shades, width)
     first = questions[0]
     if gold(first) and not args.show:
         print("\nThe same, its gold fact edited: ", end="")
-        evaluate.show(model, tokenizer, evaluate.edited(first), args.dtype, shades, width)
+        show(model, tokenizer, effects.edited(first), args.dtype, shades, width)
 
 
 # --------------------------------------------------------------------------------------- tables

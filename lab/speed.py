@@ -1,6 +1,6 @@
 """How fast it is on a CPU: beside transformers, and as facts, tokens and choices grow in number.
 
-    pip install transformers && python data/measure_speed.py --checkpoint BERT_FOLDER --data FOLDER
+    pip install transformers && python -m lab.speed --checkpoint BERT_FOLDER --data FOLDER
 
 FOLDER has a train.jsonl of any format that train.py reads. Questions a second count all that a step
 of training or an evaluation needs, the tokens being there: batches, forward and backward pass,
@@ -10,7 +10,6 @@ all of it down.
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -23,11 +22,10 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import AutoTokenizer, BertForMultipleChoice
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train
-from evaluate import Encoded, accuracy, encode, predictions
 from load_weights import open_folder
-from questions import Question, read_questions
+from parts.batches import Encoded, accuracy, encode, predictions
+from parts.questions import Question, read_questions
 
 DTYPES = (torch.float32, torch.bfloat16)
 STEPS, BATCH, HELD_OUT = 10, 16, 300  # of a round of the first table; questions

@@ -1,0 +1,113 @@
+"""Tables."""
+
+import json
+import math
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+import train
+from tests.common import change_tensors, run_train, write_lines
+
+
+def test_the_runs_of_a_table_are_the_product_each_once() -> None:
+    args = Namespace(
+        inject=["none", "concat", "ffn"], layers=["top", "0"], facts=[1, 5], seed=[0, 1], out=None
+    )
+    names = [str(run.out) for run in train.runs_of(args)]
+    assert names[:4] == [str(Path("runs", n)) for n in (
+        "none-seed-0", "none-seed-1", "concat-facts-1-seed-0", "concat-facts-1-seed-1",
+    )]  # fmt: skip
+    assert len(set(names)) == len(names) == 2 + 2 * 2 + 2 * 2 * 2
+
+
+@pytest.fixture
+def table_command(small_world: Path, tmp_path: Path) -> list:
+    return [
+        "--data", small_world, "--inject", "none", "ffn", "--layers", "all", "--seed", 0, 1,
+        "--steps", 4, "--out", tmp_path / "table",
+    ]  # fmt: skip
+
+
+def test_a_table_has_a_row_for_each_setting(
+    table_command: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    run_train(monkeypatch, *table_command)
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if line.startswith("|")]
+    assert len(lines) == 4
+    assert len({len(line) for line in lines}) == 1, "they line up"
+    rows = [json.loads(line) for line in (table_command[-1] / "table.jsonl").open()]
+    for row, line, inject in zip(rows, lines[2:], ("none", "ffn"), strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        found = []
+        for seed, result in enumerate(row["runs"]):
+            layers = "-layers-all" if inject == "ffn" else ""
+            log = table_command[-1] / f"{inject}{layers}-seed-{seed}" / "log.jsonl"
+            assert {"seed": seed, **json.loads(log.read_text().splitlines()[-1])} == result
+            found.append(100 * result["test_accuracy"])
+        mean, deviation = sum(found) / 2, abs(found[0] - found[1]) / math.sqrt(2)
+        assert abs(float(cells[3].split()[0]) - mean) <= 0.051, "to one place"
+        assert abs(float(cells[3].split()[2]) - deviation) <= 0.051
+        assert abs(100 * row["mean"] - mean) < 1e-9
+        assert cells[:3] == ([inject, "", ""] if inject == "none" else ["ffn", "all (0-2)", "5"])
+    added = 228 * 16 + 3 * 2 * (16 * 16 + 16)  # a table of fact embeddings; Wk, Wv and biases
+    assert lines[3].split("|")[7].strip() == f"{added:,}"
+    assert "chance 25.0%" in lines[0]
+
+
+def test_an_interrupted_table_goes_on_where_it_stopped(
+    table_command: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    fit, trained = train.fit, []
+
+    def spy(task: train.Task, args: Namespace, *rest: object, **options: object) -> dict:
+        if len(trained) == stop_at:
+            raise KeyboardInterrupt
+        trained.append(args.out.name)
+        return fit(task, args, *rest, **options)
+
+    monkeypatch.setattr(train, "fit", spy)
+    stop_at = 3
+    with pytest.raises(SystemExit):
+        run_train(monkeypatch, *table_command)
+    assert "the same command goes on" in capsys.readouterr().err
+    log = table_command[-1] / "none-seed-1" / "log.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))  # it didn't finish
+    stop_at = None
+    trained.clear()
+    run_train(monkeypatch, *table_command)
+    assert trained == ["none-seed-1", "ffn-layers-all-seed-1"]
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    trained.clear()
+    run_train(monkeypatch, *table_command)
+    assert trained == []
+    again = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert again == table
+    run_train(monkeypatch, *table_command, "--lr", 1e-4)
+    assert len(trained) == 4, "other arguments, other runs"
+
+
+def test_a_table_keeps_no_run_with_other_data_weights_or_code(
+    own_data: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["--data", own_data, "--checkpoint", folder, "--steps", 1]
+    command += ["--seed", 0, 1, "--out", tmp_path / "table"]
+    trained, fit = [], train.fit
+    monkeypatch.setattr(train, "fit", lambda *a, **k: trained.append(1) or fit(*a, **k))
+    run_train(monkeypatch, *command)
+    assert len(trained) == 2
+    write_lines(own_data / "facts.txt", "the owl eats rice")
+    run_train(monkeypatch, *command)
+    assert len(trained) == 4
+    change_tensors(folder, lambda name, tensor: {name: tensor + 1e-3})
+    run_train(monkeypatch, *command)
+    assert len(trained) == 6
+    (tmp_path / "kformer.py").touch()
+    monkeypatch.setattr(train, "__file__", str(tmp_path / "train.py"))
+    run_train(monkeypatch, *command)
+    assert len(trained) == 8
+    (tmp_path / "test_kformer.py").touch()
+    run_train(monkeypatch, *command)
+    assert len(trained) == 8, "tests change no result"

@@ -1,0 +1,382 @@
+"""One run."""
+
+import itertools
+import json
+import math
+import os
+import random
+import shutil
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import train
+from kformer import (
+    KformerForMultipleChoice,
+)
+from load_weights import (
+    load_config,
+    load_pretrained,
+    load_tokenizer,
+)
+from parts import batches
+from parts.questions import read_questions
+from test_kformer import HERE, KINDS, REFERENCE, Operations, biggest_change, tiny
+from tests.common import OWL, ids, interrupt, run_train, write_lines
+
+
+def test_each_epoch_has_every_question_once_in_batches_of_similar_lengths() -> None:
+    lengths = random.Random(0).choices(range(1, 60), k=1000)
+    data = [ids(5, 6, length=n) for n in lengths]
+    batches = train.shuffled(data, 4, seed=0)
+    epochs = [list(itertools.islice(batches, 250)) for _ in range(2)]
+    for epoch in epochs:
+        assert sorted(id(q) for batch in epoch for q in batch) == sorted(map(id, data))
+    assert epochs[0] != epochs[1]
+    assert next(train.shuffled(data, 9, seed=0)) != next(train.shuffled(data, 9, seed=1))
+    width = sum(4 * max(map(len, batch)) for batch in epochs[0])
+    assert width < 1.05 * sum(lengths), "hardly any padding"
+    firsts = [max(map(len, batch)) for batch in epochs[0][:20]]
+    assert firsts != sorted(firsts), "but short and long batches alternate"
+
+
+def test_the_groups_of_parameters_have_their_rates_and_decay() -> None:
+    model = tiny("ffn")
+    new = ["classifier.weight", "classifier.bias"]
+    groups = train.parameter_groups(model, new, lr=1.0)
+    found = {id(p): (g["full_lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        decay = 0.0 if name.endswith(("bias", "norm.weight")) else 0.01
+        assert found[id(parameter)] == (10.0 if name in new else 1.0, decay), name
+
+
+def test_adamw_makes_the_steps_of_torch_and_skips_where_it_must() -> None:
+    models = [tiny("ffn", inject_layers=(0,)).float() for _ in range(2)]
+    groups = [train.parameter_groups(model, ["classifier.weight"], lr=0.1) for model in models]
+    ours, theirs = train.AdamW(groups[0]), torch.optim.AdamW(groups[1], fused=True)
+
+    def step(lr_share: float, skip: float) -> None:
+        for one, two in zip(*(model.parameters() for model in models), strict=True):
+            one.grad = two.grad = None if one.shape == (2,) else torch.randn_like(one)
+        ours.step(lr_share, torch.tensor(skip))
+
+    for lr_share in (0.5, 1.0, 0.3):
+        step(lr_share, skip=0.0)
+        for group in theirs.param_groups:
+            group["lr"] = lr_share * group["full_lr"]
+        theirs.step()
+        step(1.0, skip=1.0)
+    for (name, one), two in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(one, two), name
+        for key, value in theirs.state[two].items():
+            assert torch.equal(ours.state[one][key], value), f"{key} of {name}"
+
+
+@pytest.mark.parametrize("inject", ["none", "concat", "attention", "ffn"])
+def test_a_step_waits_for_no_result_but_concat_for_its_length(inject: str) -> None:
+    model = tiny(inject, num_facts=1).float()
+    batch = [ids(5, 6, 7, facts=3), ids(8, 9, length=5)]
+    batch[1].fact_ids[0].append([9, 10])  # two candidates, of which the nearest is kept
+    optimizer = train.AdamW(train.parameter_groups(model, [], lr=0.1))
+    with Operations() as done:
+        train.train_step(model, batch, optimizer, 1.0, torch.float32)
+    for_a_result = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+    waiting = [str(operation) for operation, _ in done.found if for_a_result & {*operation.tags}]
+    assert waiting == ["aten._local_scalar_dense.default"] * (inject == "concat")
+
+
+def read_and_encode(path: Path, *args: object) -> list[batches.Encoded]:
+    return [batches.encode(q, *args) for q in read_questions(path)]
+
+
+@pytest.mark.parametrize("inject", ["none", "concat", "attention", "ffn"])
+def test_one_command_trains_reports_and_saves(
+    inject: str, small_world: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, HERE / "train.py", "--inject", inject, "--steps", "12"]
+    command += ["--data", small_world, "--out", out]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=one_thread)
+    assert done.returncode == 0, done.stderr
+    last = json.loads((out / "log.jsonl").read_text().strip().split("\n")[-1])
+    assert last["chance"] == 0.25
+    model, tokenizer = load_pretrained(out)
+    data = read_and_encode(small_world / "train.jsonl", tokenizer, model.config)
+    steps = itertools.islice(train.shuffled(data, 32, 0), 12)
+    padded = [batches.collate(batch, 0, torch.device("cpu"))[0]["input_ids"] for batch in steps]
+    empty, places = sum(int((i == 0).sum()) for i in padded), sum(i.numel() for i in padded)
+    assert abs(last["padding"] - empty / places) < 1e-9
+    assert f"{empty / places:.1%} of the places were padding" in done.stdout
+    data = read_and_encode(small_world / "test.jsonl", tokenizer, model.config)
+    assert batches.accuracy(model, data, torch.float32) == last["test_accuracy"]
+    for part in ("25.0%", f"injection: {inject}", "40 train", str(out), "its gold fact edited"):
+        assert part in done.stdout
+    assert ("layer 2\n" in done.stdout) == (inject in ("attention", "ffn"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere"], "error: nowhere"),
+        (["--inject", "fnn"], "invalid choice: 'fnn'"),
+        (["--batch-size", "0"], "argument --batch-size: invalid positive value: '0'"),
+        (["--steps", "-1"], "argument --steps: must be at least 0, not -1"),
+        (["--steps", "0"], "argument --steps: 0 needs a --checkpoint"),
+        (["--checkpoint", "nowhere"], "error: nowhere: no such folder"),
+        (["--layers", "7"], "inject_layers (7,) must lie between 0 and 2"),
+        (["--layers", "2-0"], "--layers 2-0: there are none such among 3 layers"),
+        (["--layers", "first"], "argument --layers: invalid layers value: 'first'"),
+        (["--seed", "0", "1", "--show", "2"], "these are for one model alone"),
+        (["--facts", "0"], "num_facts is 0, must be a whole number from 1"),
+    ],
+)
+def test_wrong_arguments_get_one_line_and_status_2(
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        train.main()
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.strip().split("\n")[-1]
+
+
+def test_ctrl_c_says_so_and_exits_with_130(
+    small_world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setattr(train, "cross_entropy", interrupt)
+    arguments = ["train.py", "--data", str(small_world), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stopped:
+        train.main()
+    assert stopped.value.code == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("native", "hidden_size", "expected"),
+    [("avx512_bf16", 256, "bfloat16"), ("amx_bf16", 768, "bfloat16"),
+     ("avx512_bf16", 255, "float32"), ("avx512_f", 256, "float32")],
+)  # fmt: skip
+def test_bfloat16_is_the_default_for_large_models_where_it_is_native(
+    native: str, hidden_size: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {native: True})
+    assert train.default_dtype(hidden_size, "cpu") == getattr(torch, expected)
+
+
+@pytest.mark.parametrize("flags", [[], ["--dtype", "float32"]])
+def test_every_product_of_a_run_has_its_dtype(
+    flags: list[str], small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(train, "default_dtype", lambda *_: torch.bfloat16)
+    linear, seen = torch.nn.functional.linear, set()
+
+    def spy(*arguments: Tensor) -> Tensor:
+        product = linear(*arguments)
+        seen.add(product.dtype)
+        return product
+
+    monkeypatch.setattr(torch.nn.functional, "linear", spy)
+    run_train(monkeypatch, "--data", small_world, "--steps", 1, "--out", tmp_path, *flags)
+    expected = "float32" if flags else "bfloat16"
+    assert seen == {getattr(torch, expected)}
+    assert f"products in {expected}\n" in capsys.readouterr().out
+
+
+def test_two_processes_make_the_steps_of_one(small_world: Path, tmp_path: Path) -> None:
+    """40 questions in batches of 13: of the last batch, one question, one process has none.
+
+    Biases that softmax takes out again get gradients of rounding alone, which AdamW makes large.
+    """
+    arguments = [HERE / "train.py", "--data", small_world, "--batch-size", 13, "--lr", 1e-3]
+    torchrun, outputs = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"], []
+    for command, out in (([], "one"), (torchrun, "two")):
+        command = [sys.executable, *command, *arguments, "--steps", 8, "--out", tmp_path / out]
+        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            list(map(str, command)), capture_output=True, text=True, timeout=100, env=one_thread
+        )
+        assert done.returncode == 0, done.stderr
+        outputs.append([line for line in done.stdout.splitlines() if line.startswith("  step")])
+    assert len(outputs[0]) == 8
+    assert outputs[0] == outputs[1], "the same report, and once"
+    one, two = (load_file(tmp_path / out / "model.safetensors") for out in ("one", "two"))
+    for name, tensor in one.items():
+        if not name.endswith(("key.bias", "classifier.bias")):
+            assert biggest_change(tensor, two[name]) < 1e-4, f"{name}: a tenth of a step"
+    names = {path.name for path in (tmp_path / "two").iterdir()}
+    assert names == {path.name for path in (tmp_path / "one").iterdir()}
+
+
+@pytest.mark.parametrize("inject", ["concat", "ffn"])
+def test_whatever_texts_may_hold_it_trains(
+    inject: str, small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Signs that steer terminals and directions, 100,000 characters, nothing; many facts, choices.
+
+    Each comes in the training and in the test questions, beside usual ones.
+    """
+    data = Path(shutil.copytree(small_world, tmp_path / "wild"))
+    signs = "".join(map(chr, range(32))) + "\x7f\x85\u2028\u202e\u200f\u2066\ufeff"
+    texts = [signs, "\u202e\u05d0", "", "x" * 100_000, "x " * 50_000]
+    wild = [(text, [text, "x"], [text, f"{text} x"]) for text in texts]
+    wild.append(("who?", ["x", "y"], [f"fact {i}" for i in range(10_000)]))
+    wild.append(("who?", [f"x{i}" for i in range(100)], ["x1 x2"]))
+    rows = [
+        {"question": question, "choices": [{"text": choice} for choice in choices],
+         "AnswerKey": "A", "knowledges": facts}
+        for question, choices, facts in wild
+    ]  # fmt: skip
+    for split in ("train", "test"):
+        usual = (data / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()[:5]
+        write_lines(data / f"{split}.jsonl", *rows, *usual)
+    arguments = ("--inject", inject, "--data", data, "--batch-size", 4, "--out", tmp_path / "run")
+    run_train(monkeypatch, *arguments, "--steps", 3)
+    _, *steps, last = [json.loads(row) for row in (tmp_path / "run" / "log.jsonl").open()]
+    assert [math.isfinite(row["loss"]) for row in steps] == [True, True, True]
+    assert "test_accuracy" in last
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_public_questions_and_a_file_of_facts(
+    kind: str, own_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Trained on what people have; then the saved run, as it stands, predicts the same again."""
+    files = {name: own_data / f"{name}.jsonl" for name in ("first", "again")}
+    out, data = own_data / "run", ("--data", own_data, "--facts", 1, "--retrieve", 2)
+    run_train(
+        monkeypatch, *data, "--checkpoint", REFERENCE / kind, "--inject", "attention",
+        "--steps", 3, "--batch-size", 2, "--out", out, "--predict", files["first"],
+    )  # fmt: skip
+    said = capsys.readouterr().out
+    facts_file = own_data / "facts.txt"
+    assert f"13 questions get theirs out of 3 in {facts_file}; blank lines skipped: 1" in said
+    assert "new       encoder.layer.1,2.Wk.bias/weight" in said
+    assert "chance    33.3%; always choice 1: 50.0%" in said
+    last = json.loads((out / "log.jsonl").read_text().strip().split("\n")[-1])
+    assert last["test_accuracy"] == last["valid_accuracy"], "the test split has no answers"
+    log = (out / "log.jsonl").read_text()
+    run_train(
+        monkeypatch, *data, "--checkpoint", out, "--steps", 0, "--predict", files["again"],
+        "--out", out,
+    )  # fmt: skip
+    assert "injection: attention" in capsys.readouterr().out
+    assert (out / "log.jsonl").read_text() == log, "nothing was trained, nothing is overwritten"
+    assert files["first"].read_text() == files["again"].read_text()
+    rows = [json.loads(line) for line in files["first"].read_text().splitlines()]
+    assert len(rows) == 3
+    for row in rows:
+        assert abs(sum(row["probabilities"]) - 1) < 1e-6
+        assert row["choice"] == row["probabilities"].index(max(row["probabilities"]))
+        assert row["text"] == OWL[1][row["choice"]]
+        assert len(row["facts"]) == 1
+        assert row["facts"][0] in (own_data / "facts.txt").read_text()
+
+
+def test_what_a_checkpoint_lacks_is_what_learns_faster(
+    own_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups, seen = train.parameter_groups, []
+
+    def spy(model: nn.Module, new: list[str], lr: float) -> list[dict]:
+        seen.extend(new)
+        return groups(model, new, lr)
+
+    monkeypatch.setattr(train, "parameter_groups", spy)
+    arguments = ["--data", own_data, "--checkpoint", REFERENCE / "bert", "--out", own_data / "run"]
+    run_train(monkeypatch, *arguments, "--steps", 1)
+    assert "fact_embeddings.weight" in seen
+    assert "encoder.layer.2.Wv.weight" in seen
+    assert "classifier.weight" not in seen, "the folder brings a head"
+
+
+def test_questions_without_facts_need_a_file_of_facts(
+    own_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (own_data / "facts.txt").unlink()
+    arguments = ["--data", own_data, "--checkpoint", REFERENCE / "bert", "--out", own_data / "run"]
+    with pytest.raises(SystemExit) as stopped:
+        run_train(monkeypatch, *arguments)
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {own_data / 'facts.txt'}: no such file, but 13 questions need")
+    run_train(monkeypatch, *arguments, "--inject", "none")
+    said = capsys.readouterr().out
+    assert "step      4 " in said, "four epochs of one batch are the default"
+    assert "saved" in said
+
+
+def train_a_little(folder: Path, seed: int, lr: float = 1e-3) -> tuple[list[dict], float, float]:
+    """Ten steps -> the log, the best accuracy by the report, the accuracy of the model it left."""
+    config = load_config(folder, inject="ffn", hidden_dropout_prob=0.3)
+    tokenizer = load_tokenizer(folder)
+    data = read_and_encode(folder / "train.jsonl", tokenizer, config)
+    torch.manual_seed(seed)
+    model, log = KformerForMultipleChoice(config), []
+    args = Namespace(lr=lr, steps=10, batch_size=8, seed=seed, dtype=torch.float32)
+    splits = {"train": data, "valid": data}
+    with TemporaryDirectory() as out:
+        args.out = Path(out)
+        result = train.train(model, splits, [], args, {}, log.append, tqdm(disable=True))
+    return log, result["valid_accuracy"], batches.accuracy(model, data, torch.float32)
+
+
+def test_two_runs_of_a_seed_are_alike_and_another_seed_is_not(small_world: Path) -> None:
+    assert train_a_little(small_world, 0) == train_a_little(small_world, 0)
+    assert train_a_little(small_world, 0) != train_a_little(small_world, 1)
+
+
+def test_the_best_state_is_kept_and_measured_without_dropout(small_world: Path) -> None:
+    log, best, left = train_a_little(small_world, 0, lr=0.03)
+    found = [row["valid_accuracy"] for row in log]
+    assert found[-1] < max(found), "the case is of use only if the last state isn't the best"
+    assert best == max(found) == left
+
+
+@pytest.mark.parametrize(
+    ("text", "depth", "numbers"),
+    [
+        ("bottom", 6, (0, 1)), ("middle", 6, (2, 3)), ("top", 6, (4, 5)), ("all", 3, (0, 1, 2)),
+        ("bottom", 2, (0,)), ("top", 2, (1,)), ("middle", 7, (2, 3, 4)), ("0-2", 6, (0, 1, 2)),
+        ("4", 6, (4,)), ("3,0-1,1", 6, (0, 1, 3)),
+    ],
+)  # fmt: skip
+def test_layers_have_names_and_closed_ranges(text: str, depth: int, numbers: tuple) -> None:
+    assert train.layer_numbers(text, depth) == numbers
+
+
+def test_a_saved_run_is_looked_into_without_training(
+    small_world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    out = tmp_path / "run"
+    run_train(monkeypatch, "--data", small_world, "--steps", 2, "--out", out)
+    capsys.readouterr()
+    run_train(monkeypatch, "--data", small_world, "--checkpoint", out, "--show", 2)
+    said = capsys.readouterr().out
+    assert "step" not in said
+    assert "Question 2: " in said
+    assert "Question 3: " not in said
+    assert said.count("  layer 1\n") == said.count("  layer 2\n") == 2
+    assert "gold one fires most" in said
