@@ -127,7 +127,7 @@ def score(
     device, pad_id = model.classifier.weight.device, model.config.pad_token_id
     inputs, answers = collate(batch, pad_id, device)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        scores = model(**inputs, scores_only=not look).float()
+        scores = model(**inputs, cls_only=not look).float()
     missing = (inputs["input_ids"] == pad_id).all(-1)
     return scores.masked_fill(missing, -torch.inf), answers
 
