@@ -75,7 +75,10 @@ class KformerConfig:
         if self.inject not in VARIANTS:
             raise ValueError(f'inject is "{self.inject}", must be one of {", ".join(VARIANTS)}')
         if not set(self.inject_layers) <= set(range(depth)):
-            raise ValueError(f"inject_layers {self.inject_layers} must be from 0 to {depth - 1}")
+            raise ValueError(
+                f"inject_layers {self.inject_layers} must lie between 0 and {depth - 1}: "
+                f"num_hidden_layers is {depth}"
+            )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} can't be divided among "

@@ -524,7 +524,7 @@ def test_roberta_counts_positions_behind_the_padding_id() -> None:
     [
         ({"inject": "fnn"}, 'inject is "fnn"'),
         ({"num_attention_heads": 5}, "num_attention_heads 5"),
-        ({"inject_layers": (1, 3)}, "from 0 to 2"),
+        ({"inject_layers": (1, 3)}, "between 0 and 2"),
     ],
 )
 def test_a_config_that_cannot_work_says_why(fields: dict, message: str) -> None:

@@ -1,7 +1,5 @@
-"""Questions -> ids -> batches -> scores -> how many are right."""
+"""Questions -> ids -> batches -> scores -> how many are right. Nothing here trains."""
 
-import os
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,21 +8,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kformer import KformerConfig, KformerForMultipleChoice
-from parts.questions import Question, of_choice
-from parts.retrieval import words
+from parts.processes import RANK, WORLD, add_up
+from parts.questions import Question
 from parts.tokenizer import Tokenizer
-
-# ----------------------------------------------------------------------------------- processes
-
-# Of how many processes this is which one: torchrun says so.
-RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
-def add_up(tensors: list[Tensor]) -> None:
-    """Each becomes its sum over all processes."""
-    for tensor in tensors if WORLD > 1 else []:
-        torch.distributed.all_reduce(tensor)
-
 
 # -------------------------------------------------------------------------------------- tokens
 
@@ -74,6 +60,20 @@ def encode(q: Question, tokenizer: Tokenizer, config: KformerConfig) -> Encoded:
 # -------------------------------------------------------------------------------------- batches
 
 
+def shuffled(data: list[Encoded], batch_size: int, seed: int) -> Iterator[list[Encoded]]:
+    """Batches without end. Each epoch has every question once, in a new order, but neighbours are
+    of similar lengths: out of 50 batches' worth of random questions, sorted, come 50 batches.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        order, batches = torch.randperm(len(data), generator=generator).tolist(), []
+        for start in range(0, len(order), 50 * batch_size):
+            some = sorted(order[start : start + 50 * batch_size], key=lambda i: len(data[i]))
+            batches += [some[i : i + batch_size] for i in range(0, len(some), batch_size)]
+        for i in torch.randperm(len(batches), generator=generator).tolist():
+            yield [data[k] for k in batches[i]]
+
+
 def pad(ragged: list, value: int, depth: int) -> Tensor:
     """Lists of lists of ... ids, `depth` levels, -> a tensor as long as the longest in each."""
 
@@ -108,10 +108,7 @@ def collate(
         "fact_ids": pad(facts, pad_id, 4),  # (B, 1 or C, S, L)
     }
     answers = torch.tensor([-1 if q.answer is None else q.answer for q in batch])
-    if device.type == "cuda":  # from pinned memory: nobody waits until it is there
-        inputs, answers = {name: t.pin_memory() for name, t in inputs.items()}, answers.pin_memory()
-    inputs = {name: t.to(device, non_blocking=True) for name, t in inputs.items()}
-    return inputs, answers.to(device, non_blocking=True)
+    return {name: ids.to(device) for name, ids in inputs.items()}, answers.to(device)
 
 
 # -------------------------------------------------------------------------------------- scores
@@ -147,17 +144,25 @@ def by_length(data: list[Encoded], device: torch.device) -> Iterator[list[int]]:
 
 
 @torch.inference_mode()
+def scored(
+    model: KformerForMultipleChoice, data: list[Encoded], dtype: torch.dtype, look: bool = False
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Batch by batch, the places of its questions in `data` and their scores (B, C), without
+    dropout. Processes share the batches out.
+    """
+    model.eval()
+    mine = list(by_length(data, model.classifier.weight.device))[RANK::WORLD]
+    for places in tqdm(mine, "evaluating", unit="batch", leave=False, disable=None, delay=2):
+        yield places, score(model, [data[i] for i in places], dtype, look)[0]
+
+
 def predictions(
     model: KformerForMultipleChoice, data: list[Encoded], dtype: torch.dtype
 ) -> list[int]:
-    """The choice with the largest score, for each question. Processes share the batches out."""
-    model.eval()
-    device = model.classifier.weight.device
-    chosen = torch.zeros(len(data), dtype=torch.long, device=device)
-    mine = list(by_length(data, device))[RANK::WORLD]
-    for places in tqdm(mine, "evaluating", unit="batch", leave=False, disable=None, delay=2):
-        scores, _ = score(model, [data[i] for i in places], dtype)
-        chosen[torch.tensor(places, device=device)] = scores.argmax(-1)
+    """The choice with the largest score, for each question."""
+    chosen = torch.zeros(len(data), dtype=torch.long, device=model.classifier.weight.device)
+    for places, scores in scored(model, data, dtype):
+        chosen[torch.tensor(places, device=chosen.device)] = scores.argmax(-1)
     add_up([chosen])
     return chosen.tolist()
 
@@ -175,18 +180,3 @@ def share_right(chosen: list[int], data: list[Encoded]) -> float:
 def chance(data: list[Encoded]) -> float:
     """The accuracy of guessing."""
     return sum(1 / len(q.input_ids) for q in data) / len(data)
-
-
-def baselines(train: list[Question], held_out: list[Question]) -> str:
-    """The accuracy of rules that learn nothing: the place that is most often right in training, and
-    the choice with the most words in common with its facts, or with the question without facts.
-    """
-    place = Counter(q.answer for q in train).most_common(1)[0][0]
-    overlap = 0
-    for q in held_out:
-        known = [set(words(" ".join(facts) or f"{q.context} {q.question}")) for facts in q.facts]
-        common = [len(of_choice(known, i) & set(words(c))) for i, c in enumerate(q.choices)]
-        overlap += common.index(max(common)) == q.answer
-    majority = sum(q.answer == place for q in held_out) / len(held_out)
-    overlap /= len(held_out)
-    return f"always choice {place + 1}: {majority:.1%}, most common words: {overlap:.1%}"

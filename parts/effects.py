@@ -1,17 +1,21 @@
-"""What the answers owe to the facts: the same questions with facts edited, removed, added."""
+"""How many answers are right, and what they owe to the facts.
+
+    gold, edited, removed, ...   a question with its facts changed
+    measure, lines_of_report     a model on questions as they are and changed
+"""
 
 import random
 import re
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from statistics import mean
 
 import torch
 
 from kformer import KformerForMultipleChoice
-from parts.batches import by_length, collate, encode, predictions, score
-from parts.inside import fact_scores
+from parts.batches import chance, encode, predictions, scored, share_right
+from parts.inside import fact_scores, without
+from parts.processes import add_up
 from parts.questions import Question, of_choice
 from parts.tokenizer import Tokenizer
 
@@ -59,23 +63,26 @@ def with_facts_of(q: Question, other: Question) -> Question:
     return changed(q, lambda facts: facts + other.facts[0])
 
 
-def effects(
+# ----------------------------------------------------------------------------------- measuring
+
+
+def measure(
     model: KformerForMultipleChoice,
     tokenizer: Tokenizer,
     questions: list[Question],
-    chosen: list[int],
     dtype: torch.dtype,
 ) -> dict[str, object]:
-    """What the answers owe to the facts, over the questions that have a gold fact: which share of
-    the right answers follows when it's edited, the accuracy without it, with the facts in
-    another order and with those of another question added, and how often it fires most.
-
-    `chosen` are the answers with the facts as they are.
+    """Accuracy beside chance, and over the questions that have a gold fact what the answers owe to
+    the facts: which share of the right answers follows when it's edited, the accuracy without it,
+    with the facts in another order and with those of another question added, and how often it is
+    the one that fires most.
     """
-    before = [(q, c == q.answer) for q, c in zip(questions, chosen, strict=True) if gold(q)]
-    if not before:
-        return {}
-    some = [q for q, _ in before]
+    data = [encode(q, tokenizer, model.config) for q in questions]
+    chosen = predictions(model, data, dtype)
+    found = {"test_accuracy": share_right(chosen, data), "chance": chance(data)}
+    some = [q for q in questions if gold(q)]
+    if not some:
+        return found
     rng, others = random.Random(0), some[1:] + some[:1]
     versions = {
         "edited": [edited(q) for q in some],
@@ -85,17 +92,38 @@ def effects(
     }
     right = {}
     for name, version in versions.items():
-        data = [encode(q, tokenizer, model.config) for q in version]
-        after = predictions(model, data, dtype)
+        after = predictions(model, [encode(q, tokenizer, model.config) for q in version], dtype)
         right[name] = [c == q.answer for c, q in zip(after, version, strict=True)]
-    follow = [now for (_, was), now in zip(before, right["edited"], strict=True) if was]
-    found = {f"{name}_accuracy": mean(right[name]) for name in ("removed", "shuffled", "added")}
-    fires_most = gold_fires_most(model, tokenizer, some, dtype)
-    found |= {"gold_facts": len(some), "gold_fires_most": fires_most}
-    return {"flip_rate": sum(follow) / max(1, len(follow)), **found}
+    before = [c == q.answer for c, q in zip(chosen, questions, strict=True) if gold(q)]
+    follow = [now for was, now in zip(before, right["edited"], strict=True) if was]
+    found |= {"flip_rate": sum(follow) / max(1, len(follow)), "gold_facts": len(some)}
+    found |= {f"{name}_accuracy": mean(right[name]) for name in ("removed", "shuffled", "added")}
+    return found | {"gold_fires_most": gold_fires_most(model, tokenizer, some, dtype)}
 
 
-@torch.inference_mode()
+def lines_of_report(name: str, count: int, result: dict) -> Iterator[str]:
+    """What `measure` found for `count` questions, in words."""
+    test, least = result["test_accuracy"], result["chance"]
+    yield f"{name:10}{test:.1%} of {count:,} questions, chance is {least:.1%}"
+    if count < 50:
+        yield "          too few questions to tell it from chance"
+    elif test < least + 2 * (least * (1 - least) / count) ** 0.5:
+        yield "          no better than chance: what it learned does not answer new questions"
+    if "flip_rate" in result:
+        yield (
+            f"edited    {result['flip_rate']:.1%} of right answers follow when the gold fact names "
+            f"another choice ({result['gold_facts']:,} questions have one)"
+        )
+        yield (
+            f"          right without the gold fact: {result['removed_accuracy']:.1%}; with facts "
+            f"shuffled: {result['shuffled_accuracy']:.1%}; with unrelated ones added: "
+            f"{result['added_accuracy']:.1%}"
+        )
+    if layers := result.get("gold_fires_most"):
+        shares = ", ".join(f"{share:.1%} in layer {layer}" for layer, share in layers.items())
+        yield f"          of all facts the gold one fires most: {shares}"
+
+
 def gold_fires_most(
     model: KformerForMultipleChoice,
     tokenizer: Tokenizer,
@@ -107,20 +135,18 @@ def gold_fires_most(
     """
     if model.config.inject not in ("attention", "ffn"):
         return {}
-    model.eval()
-    data, pad_id = [encode(q, tokenizer, model.config) for q in questions], tokenizer.pad_token_id
-    hits = Counter()
-    for places in by_length(data, model.classifier.weight.device):
-        batch = [data[i] for i in places]
-        scores, _ = score(model, batch, dtype, look=True)
-        taken, rows = scores.argmax(-1), torch.arange(len(batch))
-        kept = model.kept_facts.expand(-1, scores.shape[1], -1, -1)[rows, taken]  # (B, N, L)
-        gold_ids = [tokenizer.encode(gold(questions[i]))[: kept.shape[-1]] for i in places]
-        gold_ids = [ids + [pad_id] * (kept.shape[-1] - len(ids)) for ids in gold_ids]
-        is_gold = (kept == torch.tensor(gold_ids, device=kept.device).unsqueeze(1)).all(-1)
-        tokens = collate(batch, pad_id, kept.device)[0]["input_ids"][rows, taken] != pad_id
-        for layer, fired in fact_scores(model).items():  # (B, C, T, N)
-            strongest = fired[rows, taken].masked_fill(~tokens.unsqueeze(-1), -torch.inf).amax(1)
-            most = strongest.argmax(-1, keepdim=True)  # (B, N) -> (B, 1)
-            hits[layer] += is_gold.gather(1, most).sum().item()
-    return {layer: count / len(questions) for layer, count in hits.items()}
+    data, pad = [encode(q, tokenizer, model.config) for q in questions], tokenizer.pad_token_id
+    layers = model.config.inject_layers
+    hits = torch.zeros(len(layers), device=model.classifier.weight.device)
+    for places, scores in scored(model, data, dtype, look=True):
+        fired_in = fact_scores(model)  # layer -> (B, C, T, N)
+        for row, i in enumerate(places):
+            choice = scores[row].argmax()
+            tokens = len(data[i].input_ids[choice])
+            kept = model.kept_facts.expand(-1, scores.shape[1], -1, -1)[row, choice]  # (N, L)
+            for n, layer in enumerate(layers):
+                strongest = fired_in[layer][row, choice, :tokens].amax(0).argmax()
+                gold_ids = without(pad, tokenizer.encode(gold(questions[i]))[: kept.shape[1]])
+                hits[n] += without(pad, kept[strongest].tolist()) == gold_ids
+    add_up([hits])
+    return {n: count / len(questions) for n, count in zip(layers, hits.tolist(), strict=True)}

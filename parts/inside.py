@@ -1,62 +1,47 @@
 """One question looked into: its choices, its facts, and which fired at which token."""
 
-import json
+import shutil
+import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from kformer import KformerForMultipleChoice
-from parts.batches import encode, score
+from parts.batches import encode, scored
 from parts.questions import Question, of_choice
 from parts.tokenizer import Tokenizer
 
-# ------------------------------------------------------------------------------------- answers
 
-
-@torch.inference_mode()
-def answer(
-    model: KformerForMultipleChoice, tokenizer: Tokenizer, q: Question, dtype: torch.dtype
-) -> tuple[list[float], list[str]]:
-    """One question -> the probabilities of its choices, and the facts that the model kept for the
-    likeliest one.
-    """
-    model.eval()
-    encoded = encode(q, tokenizer, model.config)
-    probabilities = score(model, [encoded], dtype, look=True)[0].softmax(-1)[0].tolist()
-    if model.kept_facts is None:
-        return probabilities, []
-    likeliest = probabilities.index(max(probabilities))
-    facts, rows = of_choice(q.facts, likeliest), of_choice(encoded.fact_ids, likeliest)
-    kept = model.kept_facts.expand(-1, len(q.choices), -1, -1)[0, likeliest].tolist()
-    kept = [without(tokenizer.pad_token_id, row) for row in kept]
-    ids = [without(tokenizer.pad_token_id, row) for row in rows]
-    return probabilities, [facts[ids.index(row)] for row in kept if row]
-
-
-def without(value: int, row: list[int]) -> list[int]:
-    return [i for i in row if i != value]
-
-
-def write_predictions(
-    path: Path,
+def answers(
     model: KformerForMultipleChoice,
     tokenizer: Tokenizer,
     questions: list[Question],
     dtype: torch.dtype,
-) -> None:
-    """One JSON object a line: the choice (from 0), its text, all probabilities, the facts used."""
-    with open(path, "w", encoding="utf-8") as file:
-        for q in tqdm(questions, "predicting", unit="question", leave=False, disable=None):
-            probabilities, facts = answer(model, tokenizer, q, dtype)
-            choice = probabilities.index(max(probabilities))
-            row = {"choice": choice, "text": q.choices[choice], "probabilities": probabilities}
-            print(json.dumps(row | {"facts": facts}), file=file)
+    look: bool = False,
+) -> list[tuple[list[float], list[str]]]:
+    """For each question the probabilities of its choices, and the facts that the model kept for the
+    likeliest one.
+    """
+    data, found = [encode(q, tokenizer, model.config) for q in questions], {}
+    for places, scores in scored(model, data, dtype, look):
+        for row, place in enumerate(places):
+            q, ids = questions[place], data[place].fact_ids
+            probabilities = scores[row, : len(q.choices)].softmax(-1).tolist()
+            likeliest = probabilities.index(max(probabilities))
+            facts = []
+            if model.kept_facts is not None:
+                kept = model.kept_facts.expand(-1, scores.shape[1], -1, -1)[row, likeliest].tolist()
+                kept = [without(tokenizer.pad_token_id, fact) for fact in kept]
+                all_ids = [without(tokenizer.pad_token_id, i) for i in of_choice(ids, likeliest)]
+                texts = of_choice(q.facts, likeliest)
+                facts = [texts[all_ids.index(fact)] for fact in kept if fact]
+            found[place] = probabilities, facts
+    return [found[place] for place in range(len(questions))]
 
 
-# ------------------------------------------------------------------------------ looking inside
+def without(value: int, row: list[int]) -> list[int]:
+    return [i for i in row if i != value]
 
 
 def fact_scores(model: KformerForMultipleChoice) -> dict[int, Tensor]:
@@ -74,33 +59,31 @@ def printable(text: str, most: int = 300) -> str:
 
 
 def show(
-    model: KformerForMultipleChoice,
-    tokenizer: Tokenizer,
-    q: Question,
-    dtype: torch.dtype,
-    shades: str = " .:*#",
-    width: int = 100,
-) -> None:
-    """Prints a question, its choices with their probabilities, its facts, and for each injected
+    model: KformerForMultipleChoice, tokenizer: Tokenizer, q: Question, dtype: torch.dtype
+) -> Iterator[str]:
+    """Lines: a question, its choices with their probabilities, its facts, and for each injected
     layer what fired where, for the choice that was taken.
     """
-    probabilities, facts = answer(model, tokenizer, q, dtype)
+    terminal = sys.stdout.isatty()
+    shades = " ░▒▓█" if terminal else " .:*#"
+    width = shutil.get_terminal_size().columns if terminal else 100
+    [(probabilities, facts)] = answers(model, tokenizer, [q], dtype, look=True)
     chosen = probabilities.index(max(probabilities))
-    print(printable(f"{q.context} {q.question}").strip())
+    yield printable(f"{q.context} {q.question}").strip()
     for i, choice in enumerate(q.choices):
         taken, right = ">" if i == chosen else " ", "  <- right" if i == q.answer else ""
-        print(f"  {taken} {printable(choice):<24}{probabilities[i]:7.1%}{right}")
+        yield f"  {taken} {printable(choice):<24}{probabilities[i]:7.1%}{right}"
     scores = fact_scores(model)
     if not scores or any(len(fact) > 28 for fact in facts):  # below, they are cut
         for fact in facts or of_choice(q.facts, chosen)[:10]:  # or: nothing was injected
-            print(f"    {printable(fact)}")
+            yield f"    {printable(fact)}"
     ids = encode(q, tokenizer, model.config).input_ids[chosen]
     tokens = [printable(tokenizer.decode([i])).strip() or tokenizer.vocab[i] for i in ids]
     facts = [printable(fact) for fact in facts]
     for layer, fired in scores.items():
-        print(f"  layer {layer}")
+        yield f"  layer {layer}"
         for line in picture(fired[0, chosen, : len(ids)], tokens, facts, shades, width):
-            print(line.rstrip())
+            yield line.rstrip()
 
 
 def picture(

@@ -9,6 +9,7 @@ line in `format_of`.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,3 +189,39 @@ def retrieve(questions: list[Question], facts: list[str], n: int) -> None:
         asked = bm25.scores(f"{q.context} {q.question}")
         found = [best(asked + bm25.scores(choice), n) for choice in q.choices]
         q.facts = [[facts[i] for i in places] for places in found]
+
+
+def read_splits(folder, candidates, always=False, say=print):
+    paths = {split: folder / f"{split}.jsonl" for split in ("train", "valid", "dev", "test")}
+    valid = paths["dev"] if paths["dev"].exists() else paths["valid"]
+    questions = {"train": read_questions(paths["train"]), "valid": read_questions(valid)}
+    if paths["test"].exists():
+        questions["test"] = read_questions(paths["test"], answers_needed=False)
+    if candidates is not None:
+        look_up([q for part in questions.values() for q in part], folder / "facts.txt", candidates, always, say)
+    return questions
+
+
+def look_up(questions, path, candidates, always=False, say=print):
+    bare = [q for q in questions if always or not any(q.facts)]
+    if bare:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file, but {len(bare):,} questions need facts from it; --inject none needs no facts")
+        lines = read_facts(path)
+        facts = [line for line in lines if line]
+        blank = f"; blank lines skipped: {len(lines) - len(facts):,}" if "" in lines else ""
+        say(f"facts     {len(bare):,} questions get theirs out of {len(facts):,} in {path}{blank}")
+        retrieve(bare, facts, candidates)
+
+
+def baselines(train, held_out):
+    from parts.retrieval import words
+    place = Counter(q.answer for q in train).most_common(1)[0][0]
+    overlap = 0
+    for q in held_out:
+        known = [set(words(" ".join(facts) or f"{q.context} {q.question}")) for facts in q.facts]
+        common = [len(of_choice(known, i) & set(words(c))) for i, c in enumerate(q.choices)]
+        overlap += common.index(max(common)) == q.answer
+    majority = sum(q.answer == place for q in held_out) / len(held_out)
+    overlap /= len(held_out)
+    return f"always choice {place + 1}: {majority:.1%}, most common words: {overlap:.1%}"

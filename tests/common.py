@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -73,9 +74,19 @@ def ids(*choices: int, facts: int = 1, length: int = 3) -> batches.Encoded:
     return batches.Encoded(rows, [[0] * length for _ in rows], [[[9, 9]]] * facts, 0, False)
 
 
+def run_command(monkeypatch: pytest.MonkeyPatch, module: ModuleType, *arguments: object) -> None:
+    """As `python -m MODULE ARGUMENTS` would, in this process."""
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+    train.read_data.cache_clear()
+    module.main()
+
+
 def run_train(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-    train.main()
+    run_command(monkeypatch, train, *arguments)
+
+
+def log_of(run: Path) -> list[dict]:
+    return [json.loads(row) for row in (run / "log.jsonl").read_text().splitlines()]
 
 
 def interrupt(*_: object) -> None:

@@ -1,5 +1,6 @@
 """Batches and scores."""
 
+import itertools
 import math
 import random
 from dataclasses import replace
@@ -115,10 +116,18 @@ def test_processes_share_the_questions_out(monkeypatch: pytest.MonkeyPatch) -> N
     assert all(sum(map(bool, part)) < 0.5 * len(data) for part in parts), "none does it all"
 
 
-def test_baselines_are_what_rules_without_learning_reach() -> None:
-    facts = [["the coat is blue"]]
-    coat = Question("", "?", ["red hat", "blue coat"], 1, facts)
-    coats = [coat, coat, replace(coat, answer=0)]
-    hat = Question("a hat", "red?", ["coat", "red hat"], 1, [[]])
-    assert batches.baselines([coat], coats) == "always choice 2: 66.7%, most common words: 66.7%"
-    assert batches.baselines(coats, [hat]) == "always choice 2: 100.0%, most common words: 100.0%"
+def test_each_epoch_has_every_question_once_in_batches_of_similar_lengths() -> None:
+    lengths = random.Random(0).choices(range(1, 60), k=1000)
+    data = [ids(5, 6, length=n) for n in lengths]
+    stream = batches.shuffled(data, 4, seed=0)
+    epochs = [list(itertools.islice(stream, 250)) for _ in range(2)]
+    for epoch in epochs:
+        assert sorted(id(q) for batch in epoch for q in batch) == sorted(map(id, data))
+    assert epochs[0] != epochs[1]
+    assert next(batches.shuffled(data, 9, seed=0)) != next(batches.shuffled(data, 9, seed=1))
+    width = sum(4 * max(map(len, batch)) for batch in epochs[0])
+    assert width < 1.05 * sum(lengths), "hardly any padding"
+    firsts = [max(map(len, batch)) for batch in epochs[0][:20]]
+    assert firsts != sorted(firsts), "but short and long batches alternate"
+
+

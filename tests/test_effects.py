@@ -48,7 +48,8 @@ def reader(facts_count: bool) -> Callable:
         for q in data:
             named = [fact[1] for fact in q.fact_ids[0] if fact[0] == q.input_ids[0][1]]
             choices = [row[3] for row in q.input_ids]  # [CLS] question [SEP] choice [SEP]
-            chosen.append(choices.index(named[0]) if named and facts_count else 0)
+            known = facts_count and named and named[0] in choices
+            chosen.append(choices.index(named[0]) if known else 0)
         return chosen
 
     return predictions
@@ -68,15 +69,15 @@ def test_effects_tell_who_reads_the_facts(
         Question("", "w7", ["w10", "w11"], 1, [["w7 w12"]]),  # no gold fact
     ]
     model, tokenizer = tiny("none"), tiny_tokenizer()
-    data = [batches.encode(q, tokenizer, model.config) for q in questions[:2]]
-    chosen = [*predictions(model, data, torch.float32), 1]
-    found = effects.effects(model, tokenizer, questions, chosen, torch.float32)
+    found = effects.measure(model, tokenizer, questions, torch.float32)
     names = ("removed_accuracy", "shuffled_accuracy", "added_accuracy")
-    expected = {"gold_facts": 2, "flip_rate": flips, "gold_fires_most": {}}
+    accuracy = 2 / 3 if facts_count else 1 / 3  # without a fact that it knows it takes choice 0
+    expected = {"test_accuracy": accuracy, "chance": 0.5}
+    expected |= {"gold_facts": 2, "flip_rate": flips, "gold_fires_most": {}}
     expected |= dict(zip(names, right, strict=True))
     assert found == expected
-    without = effects.effects(model, tokenizer, questions[2:], chosen[2:], torch.float32)
-    assert without == {}
+    without = effects.measure(model, tokenizer, questions[2:], torch.float32)
+    assert without == {"test_accuracy": 0.0, "chance": 0.5}
 
 
 def test_the_effects_are_those_of_the_changes_they_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,8 +90,9 @@ def test_the_effects_are_those_of_the_changes_they_name(monkeypatch: pytest.Monk
     monkeypatch.setattr(effects, "predictions", predictions)
     facts = [["w5 w8", "w6", "w7", "w10"], ["w11 w8", "w12", "w13"]]
     questions = [Question("", "w5", ["w8", "w9"], 0, [f]) for f in facts]
-    effects.effects(tiny("none"), tiny_tokenizer(), questions, [0, 0], torch.float32)
-    edited, removed, shuffled, added = seen
+    effects.measure(tiny("none"), tiny_tokenizer(), questions, torch.float32)
+    plain, edited, removed, shuffled, added = seen
+    assert plain == facts
     assert edited == [["w5 w9", *facts[0][1:]], ["w11 w9", *facts[1][1:]]]
     assert removed == [facts[0][1:], facts[1][1:]]
     assert shuffled != facts
@@ -114,7 +116,7 @@ def test_which_fact_fires_most_does_not_depend_on_the_batch(inject: str) -> None
         questions.append(Question("", text, ["w6", "w5", "w7"], 1, lists))
     hits = {0: 0, 2: 0}
     for q in questions:
-        probabilities, facts = inside.answer(model, tokenizer, q, torch.float32)
+        [(probabilities, facts)] = inside.answers(model, tokenizer, [q], torch.float32, look=True)
         taken = probabilities.index(max(probabilities))
         for layer, fired in inside.fact_scores(model).items():
             tokens_of = fired[0, taken, : len(ask(q).input_ids[taken])]

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import pytest
 import torch
 
 from parts import inside
@@ -17,7 +16,7 @@ def test_the_facts_that_were_kept_are_named() -> None:
     question = Question("", "w5 w6 w7", ["w8", "w20"], 0, facts)
     for inject, kept in (("none", 0), ("ffn", 3), ("concat", 3)):
         model = tiny(inject, num_facts=3).float()
-        probabilities, used = inside.answer(model, tokenizer, question, torch.float32)
+        [(probabilities, used)] = inside.answers(model, tokenizer, [question], torch.float32)
         likeliest = probabilities.index(max(probabilities))
         assert len(used) == min(kept, len(facts[likeliest]))
         assert set(used) <= set(facts[likeliest])
@@ -26,7 +25,7 @@ def test_the_facts_that_were_kept_are_named() -> None:
 def test_a_fact_with_padding_in_its_text_is_still_named() -> None:
     question = Question("", "w5", ["w8", "w20"], 0, [["w5 [PAD] w6", "w7"]])
     model = tiny("ffn").float()
-    used = inside.answer(model, tiny_tokenizer(), question, torch.float32)[1]
+    [(_, used)] = inside.answers(model, tiny_tokenizer(), [question], torch.float32)
     assert used == ["w5 [PAD] w6", "w7"]
 
 
@@ -43,19 +42,16 @@ def test_a_picture_has_a_cell_for_each_fact_and_token() -> None:
     assert [line[40:] for line in narrow] == ["[CLS] owl", "#####    ", "      ...", "?", ":", " "]
 
 
-def test_a_question_is_shown_with_what_fired_for_the_choice_that_was_taken(
-    capsys: pytest.CaptureFixture,
-) -> None:
+def test_a_question_is_shown_with_what_fired_for_the_choice_that_was_taken() -> None:
     model, tokenizer = tiny("ffn", inject_layers=(1,)).float(), tiny_tokenizer()
     long = "w5 " * 10 + "w6"
     question = Question("w9", "w10", ["w15", "w12 w13 w14", "w11"], None, [[long, "w7"]])
-    probabilities, _ = inside.answer(model, tokenizer, question, torch.float32)
+    [(probabilities, _)] = inside.answers(model, tokenizer, [question], torch.float32, look=True)
     taken = probabilities.index(max(probabilities))
     assert taken, "the first choice would be a poor test"
     fired = model.encoder.layer[1].ffn.fact_scores[0, taken, : len(ask(question).input_ids[taken])]
     for answer in (taken - 1, taken):
-        inside.show(model, tokenizer, replace(question, answer=answer), torch.float32)
-        lines = capsys.readouterr().out.splitlines()
+        lines = list(inside.show(model, tokenizer, replace(question, answer=answer), torch.float32))
         assert lines[0] == "w9 w10"
         rows = lines[1:4]
         assert [row.startswith("  > ") for row in rows] == [i == taken for i in range(3)]
@@ -65,10 +61,10 @@ def test_a_question_is_shown_with_what_fired_for_the_choice_that_was_taken(
         assert lines[7].split()[4] == question.choices[taken].split()[0]
         most = [f"{n:.2f}".replace("-0.00", "0.00") for n in fired.amax(0).tolist()]
         assert [row[:10].strip() for row in lines[8:]] == most
-    inside.show(model, tokenizer, replace(question, facts=[["w6", "w7"]]), torch.float32)
-    assert capsys.readouterr().out.splitlines()[4] == "  layer 1", "short facts stand in the rows"
+    short = replace(question, facts=[["w6", "w7"]])
+    lines = list(inside.show(model, tokenizer, short, torch.float32))
+    assert lines[4] == "  layer 1", "short facts stand in the rows"
     wild = replace(question, question="\x1b[2J\u202e" + 500 * "w", facts=[["w6\x07\x1b w7"]])
-    inside.show(model, tokenizer, wild, torch.float32)
-    said = capsys.readouterr().out
-    assert said.replace("\n", "").isprintable()
-    assert max(map(len, said.splitlines())) <= 300
+    lines = list(inside.show(model, tokenizer, wild, torch.float32))
+    assert "".join(lines).isprintable()
+    assert max(map(len, lines)) <= 300

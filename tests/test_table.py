@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 import train
-from tests.common import change_tensors, run_train, write_lines
+from lab import table
+from parts import state
+from tests.common import change_json, change_tensors, run_command, write_lines
 
 
 def test_the_runs_of_a_table_are_the_product_each_once() -> None:
     args = Namespace(
         inject=["none", "concat", "ffn"], layers=["top", "0"], facts=[1, 5], seed=[0, 1], out=None
     )
-    names = [str(run.out) for run in train.runs_of(args)]
+    names = [str(run.out) for run in table.runs_of(args)]
     assert names[:4] == [str(Path("runs", n)) for n in (
         "none-seed-0", "none-seed-1", "concat-facts-1-seed-0", "concat-facts-1-seed-1",
     )]  # fmt: skip
@@ -33,7 +35,7 @@ def table_command(small_world: Path, tmp_path: Path) -> list:
 def test_a_table_has_a_row_for_each_setting(
     table_command: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    run_train(monkeypatch, *table_command)
+    run_command(monkeypatch, table, *table_command)
     out = capsys.readouterr().out
     lines = [line for line in out.splitlines() if line.startswith("|")]
     assert len(lines) == 4
@@ -60,32 +62,32 @@ def test_a_table_has_a_row_for_each_setting(
 def test_an_interrupted_table_goes_on_where_it_stopped(
     table_command: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    fit, trained = train.fit, []
+    loop, trained = train.train, []
 
-    def spy(task: train.Task, args: Namespace, *rest: object, **options: object) -> dict:
+    def spy(task: train.Task, args: Namespace, *rest: object) -> state.TrainingState:
         if len(trained) == stop_at:
             raise KeyboardInterrupt
         trained.append(args.out.name)
-        return fit(task, args, *rest, **options)
+        return loop(task, args, *rest)
 
-    monkeypatch.setattr(train, "fit", spy)
+    monkeypatch.setattr(train, "train", spy)
     stop_at = 3
     with pytest.raises(SystemExit):
-        run_train(monkeypatch, *table_command)
-    assert "the same command goes on" in capsys.readouterr().err
+        run_command(monkeypatch, table, *table_command)
+    assert "interrupted" in capsys.readouterr().err
     log = table_command[-1] / "none-seed-1" / "log.jsonl"
     log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))  # it didn't finish
     stop_at = None
     trained.clear()
-    run_train(monkeypatch, *table_command)
+    run_command(monkeypatch, table, *table_command)
     assert trained == ["none-seed-1", "ffn-layers-all-seed-1"]
-    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    first = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     trained.clear()
-    run_train(monkeypatch, *table_command)
+    run_command(monkeypatch, table, *table_command)
     assert trained == []
     again = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert again == table
-    run_train(monkeypatch, *table_command, "--lr", 1e-4)
+    assert again == first
+    run_command(monkeypatch, table, *table_command, "--lr", 1e-4)
     assert len(trained) == 4, "other arguments, other runs"
 
 
@@ -94,20 +96,64 @@ def test_a_table_keeps_no_run_with_other_data_weights_or_code(
 ) -> None:
     command = ["--data", own_data, "--checkpoint", folder, "--steps", 1]
     command += ["--seed", 0, 1, "--out", tmp_path / "table"]
-    trained, fit = [], train.fit
-    monkeypatch.setattr(train, "fit", lambda *a, **k: trained.append(1) or fit(*a, **k))
-    run_train(monkeypatch, *command)
+    trained, loop = [], train.train
+    monkeypatch.setattr(train, "train", lambda *a: trained.append(1) or loop(*a))
+    run_command(monkeypatch, table, *command)
     assert len(trained) == 2
     write_lines(own_data / "facts.txt", "the owl eats rice")
-    run_train(monkeypatch, *command)
+    run_command(monkeypatch, table, *command)
     assert len(trained) == 4
     change_tensors(folder, lambda name, tensor: {name: tensor + 1e-3})
-    run_train(monkeypatch, *command)
+    run_command(monkeypatch, table, *command)
     assert len(trained) == 6
-    (tmp_path / "kformer.py").touch()
-    monkeypatch.setattr(train, "__file__", str(tmp_path / "train.py"))
-    run_train(monkeypatch, *command)
+    change_json(folder / "config.json", hidden_dropout_prob=0.2)
+    run_command(monkeypatch, table, *command)
     assert len(trained) == 8
-    (tmp_path / "test_kformer.py").touch()
-    run_train(monkeypatch, *command)
-    assert len(trained) == 8, "tests change no result"
+    monkeypatch.setattr(state, "CODE", [*state.CODE[:-1], b"other code"])
+    run_command(monkeypatch, table, *command)
+    assert len(trained) == 10
+    run_command(monkeypatch, table, *command)
+    assert len(trained) == 10
+
+
+def test_the_code_of_a_run_is_that_of_the_modules_that_decide_its_result() -> None:
+    names = {path.name for path in state.MODULES}
+    assert {"kformer.py", "load_weights.py", "train.py", "batches.py", "tokenizer.py"} <= names
+    assert not any(name.startswith("test") for name in names)
+
+
+def test_a_run_that_diverges_is_named_and_the_others_go_on(
+    table_command: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    loop = train.train
+
+    def fails(task: train.Task, args: Namespace, *rest: object) -> state.TrainingState:
+        if args.out.name == "none-seed-1":
+            raise ValueError("step 3: the loss is nan")
+        return loop(task, args, *rest)
+
+    monkeypatch.setattr(train, "train", fails)
+    with pytest.raises(SystemExit):
+        run_command(monkeypatch, table, *table_command)
+    out, err = capsys.readouterr()
+    assert len([row for row in out.splitlines() if row.startswith("|")]) == 4
+    assert "none-seed-1: step 3: the loss is nan" in err
+
+
+def test_what_is_wrong_with_any_run_is_said_before_the_first(
+    table_command: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    table_command[table_command.index("all")] = "top"
+    monkeypatch.setattr(train, "train", None)
+    with pytest.raises(SystemExit):
+        run_command(monkeypatch, table, *table_command, "--layers", "top", "7")
+    assert "--layers 7: there are none such among 3 layers" in capsys.readouterr().err
+
+
+def test_a_table_reads_its_questions_once(
+    table_command: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, times = train.read_splits, []
+    monkeypatch.setattr(train, "read_splits", lambda *a: times.append(1) or read(*a))
+    run_command(monkeypatch, table, *table_command)
+    assert len(times) == 2, "with facts and without"

@@ -4,94 +4,36 @@ import itertools
 import json
 import math
 import os
-import random
 import shutil
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import train
-from kformer import (
-    KformerForMultipleChoice,
-)
+from lab import predict
 from load_weights import (
-    load_config,
     load_pretrained,
-    load_tokenizer,
 )
 from parts import batches
 from parts.questions import read_questions
-from test_kformer import HERE, KINDS, REFERENCE, Operations, biggest_change, tiny
-from tests.common import OWL, ids, interrupt, run_train, write_lines
-
-
-def test_each_epoch_has_every_question_once_in_batches_of_similar_lengths() -> None:
-    lengths = random.Random(0).choices(range(1, 60), k=1000)
-    data = [ids(5, 6, length=n) for n in lengths]
-    batches = train.shuffled(data, 4, seed=0)
-    epochs = [list(itertools.islice(batches, 250)) for _ in range(2)]
-    for epoch in epochs:
-        assert sorted(id(q) for batch in epoch for q in batch) == sorted(map(id, data))
-    assert epochs[0] != epochs[1]
-    assert next(train.shuffled(data, 9, seed=0)) != next(train.shuffled(data, 9, seed=1))
-    width = sum(4 * max(map(len, batch)) for batch in epochs[0])
-    assert width < 1.05 * sum(lengths), "hardly any padding"
-    firsts = [max(map(len, batch)) for batch in epochs[0][:20]]
-    assert firsts != sorted(firsts), "but short and long batches alternate"
+from test_kformer import HERE, KINDS, REFERENCE, biggest_change, tiny
+from tests.common import OWL, interrupt, log_of, run_command, run_train, write_lines
 
 
 def test_the_groups_of_parameters_have_their_rates_and_decay() -> None:
     model = tiny("ffn")
     new = ["classifier.weight", "classifier.bias"]
     groups = train.parameter_groups(model, new, lr=1.0)
-    found = {id(p): (g["full_lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    found = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
         decay = 0.0 if name.endswith(("bias", "norm.weight")) else 0.01
         assert found[id(parameter)] == (10.0 if name in new else 1.0, decay), name
-
-
-def test_adamw_makes_the_steps_of_torch_and_skips_where_it_must() -> None:
-    models = [tiny("ffn", inject_layers=(0,)).float() for _ in range(2)]
-    groups = [train.parameter_groups(model, ["classifier.weight"], lr=0.1) for model in models]
-    ours, theirs = train.AdamW(groups[0]), torch.optim.AdamW(groups[1], fused=True)
-
-    def step(lr_share: float, skip: float) -> None:
-        for one, two in zip(*(model.parameters() for model in models), strict=True):
-            one.grad = two.grad = None if one.shape == (2,) else torch.randn_like(one)
-        ours.step(lr_share, torch.tensor(skip))
-
-    for lr_share in (0.5, 1.0, 0.3):
-        step(lr_share, skip=0.0)
-        for group in theirs.param_groups:
-            group["lr"] = lr_share * group["full_lr"]
-        theirs.step()
-        step(1.0, skip=1.0)
-    for (name, one), two in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
-        assert torch.equal(one, two), name
-        for key, value in theirs.state[two].items():
-            assert torch.equal(ours.state[one][key], value), f"{key} of {name}"
-
-
-@pytest.mark.parametrize("inject", ["none", "concat", "attention", "ffn"])
-def test_a_step_waits_for_no_result_but_concat_for_its_length(inject: str) -> None:
-    model = tiny(inject, num_facts=1).float()
-    batch = [ids(5, 6, 7, facts=3), ids(8, 9, length=5)]
-    batch[1].fact_ids[0].append([9, 10])  # two candidates, of which the nearest is kept
-    optimizer = train.AdamW(train.parameter_groups(model, [], lr=0.1))
-    with Operations() as done:
-        train.train_step(model, batch, optimizer, 1.0, torch.float32)
-    for_a_result = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-    waiting = [str(operation) for operation, _ in done.found if for_a_result & {*operation.tags}]
-    assert waiting == ["aten._local_scalar_dense.default"] * (inject == "concat")
 
 
 def read_and_encode(path: Path, *args: object) -> list[batches.Encoded]:
@@ -112,7 +54,7 @@ def test_one_command_trains_reports_and_saves(
     assert last["chance"] == 0.25
     model, tokenizer = load_pretrained(out)
     data = read_and_encode(small_world / "train.jsonl", tokenizer, model.config)
-    steps = itertools.islice(train.shuffled(data, 32, 0), 12)
+    steps = itertools.islice(batches.shuffled(data, 32, 0), 12)
     padded = [batches.collate(batch, 0, torch.device("cpu"))[0]["input_ids"] for batch in steps]
     empty, places = sum(int((i == 0).sum()) for i in padded), sum(i.numel() for i in padded)
     assert abs(last["padding"] - empty / places) < 1e-9
@@ -130,14 +72,17 @@ def test_one_command_trains_reports_and_saves(
         (["--data", "nowhere"], "error: nowhere"),
         (["--inject", "fnn"], "invalid choice: 'fnn'"),
         (["--batch-size", "0"], "argument --batch-size: invalid positive value: '0'"),
-        (["--steps", "-1"], "argument --steps: must be at least 0, not -1"),
-        (["--steps", "0"], "argument --steps: 0 needs a --checkpoint"),
+        (["--steps", "0"], "argument --steps: invalid positive value: '0'"),
+        (["--lr", "nan"], "argument --lr: invalid rate value: 'nan'"),
+        (["--lr", "0"], "argument --lr: invalid rate value: '0'"),
+        (["--seed", str(2**64)], "argument --seed: invalid seed value"),
+        (["--out", ""], "argument --out: invalid folder value: ''"),
         (["--checkpoint", "nowhere"], "error: nowhere: no such folder"),
-        (["--layers", "7"], "inject_layers (7,) must lie between 0 and 2"),
+        (["--layers", "7"], "--layers 7: there are none such among 3 layers"),
         (["--layers", "2-0"], "--layers 2-0: there are none such among 3 layers"),
         (["--layers", "first"], "argument --layers: invalid layers value: 'first'"),
-        (["--seed", "0", "1", "--show", "2"], "these are for one model alone"),
-        (["--facts", "0"], "num_facts is 0, must be a whole number from 1"),
+        (["--seed", "0", "1"], "unrecognized arguments: 1"),
+        (["--facts", "0"], "argument --facts: invalid positive value: '0'"),
     ],
 )
 def test_wrong_arguments_get_one_line_and_status_2(
@@ -260,12 +205,11 @@ def test_whatever_texts_may_hold_it_trains(
 def test_a_checkpoint_public_questions_and_a_file_of_facts(
     kind: str, own_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """Trained on what people have; then the saved run, as it stands, predicts the same again."""
-    files = {name: own_data / f"{name}.jsonl" for name in ("first", "again")}
+    """Trained on what people have; then the saved run predicts."""
     out, data = own_data / "run", ("--data", own_data, "--facts", 1, "--retrieve", 2)
     run_train(
         monkeypatch, *data, "--checkpoint", REFERENCE / kind, "--inject", "attention",
-        "--steps", 3, "--batch-size", 2, "--out", out, "--predict", files["first"],
+        "--steps", 3, "--batch-size", 2, "--out", out,
     )  # fmt: skip
     said = capsys.readouterr().out
     facts_file = own_data / "facts.txt"
@@ -274,15 +218,8 @@ def test_a_checkpoint_public_questions_and_a_file_of_facts(
     assert "chance    33.3%; always choice 1: 50.0%" in said
     last = json.loads((out / "log.jsonl").read_text().strip().split("\n")[-1])
     assert last["test_accuracy"] == last["valid_accuracy"], "the test split has no answers"
-    log = (out / "log.jsonl").read_text()
-    run_train(
-        monkeypatch, *data, "--checkpoint", out, "--steps", 0, "--predict", files["again"],
-        "--out", out,
-    )  # fmt: skip
-    assert "injection: attention" in capsys.readouterr().out
-    assert (out / "log.jsonl").read_text() == log, "nothing was trained, nothing is overwritten"
-    assert files["first"].read_text() == files["again"].read_text()
-    rows = [json.loads(line) for line in files["first"].read_text().splitlines()]
+    run_command(monkeypatch, predict, out, "--out", own_data / "answers.jsonl")
+    rows = [json.loads(line) for line in (own_data / "answers.jsonl").read_text().splitlines()]
     assert len(rows) == 3
     for row in rows:
         assert abs(sum(row["probabilities"]) - 1) < 1e-6
@@ -325,31 +262,34 @@ def test_questions_without_facts_need_a_file_of_facts(
     assert "saved" in said
 
 
-def train_a_little(folder: Path, seed: int, lr: float = 1e-3) -> tuple[list[dict], float, float]:
-    """Ten steps -> the log, the best accuracy by the report, the accuracy of the model it left."""
-    config = load_config(folder, inject="ffn", hidden_dropout_prob=0.3)
-    tokenizer = load_tokenizer(folder)
-    data = read_and_encode(folder / "train.jsonl", tokenizer, config)
-    torch.manual_seed(seed)
-    model, log = KformerForMultipleChoice(config), []
-    args = Namespace(lr=lr, steps=10, batch_size=8, seed=seed, dtype=torch.float32)
-    splits = {"train": data, "valid": data}
-    with TemporaryDirectory() as out:
-        args.out = Path(out)
-        result = train.train(model, splits, [], args, {}, log.append, tqdm(disable=True))
-    return log, result["valid_accuracy"], batches.accuracy(model, data, torch.float32)
+def train_a_little(
+    monkeypatch: pytest.MonkeyPatch, data: Path, out: Path, seed: int, lr: float = 1e-3
+) -> tuple[list[dict], float]:
+    """Ten steps -> the rows of the log, and the accuracy of the model that was saved."""
+    run_train(monkeypatch, "--data", data, "--steps", 10, "--batch-size", 8, "--seed", seed,
+              "--lr", lr, "--out", out)  # fmt: skip
+    model, tokenizer = load_pretrained(out)
+    valid = read_and_encode(data / "valid.jsonl", tokenizer, model.config)
+    rows = [{k: v for k, v in row.items() if "second" not in k} for row in log_of(out)[1:]]
+    return rows, batches.accuracy(model, valid, torch.float32)
 
 
-def test_two_runs_of_a_seed_are_alike_and_another_seed_is_not(small_world: Path) -> None:
-    assert train_a_little(small_world, 0) == train_a_little(small_world, 0)
-    assert train_a_little(small_world, 0) != train_a_little(small_world, 1)
+def test_two_runs_of_a_seed_are_alike_and_another_seed_is_not(
+    dropout_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [train_a_little(monkeypatch, dropout_world, tmp_path / str(i), seed)
+            for i, seed in enumerate((0, 0, 1))]  # fmt: skip
+    assert runs[0] == runs[1] != runs[2]
 
 
-def test_the_best_state_is_kept_and_measured_without_dropout(small_world: Path) -> None:
-    log, best, left = train_a_little(small_world, 0, lr=0.03)
-    found = [row["valid_accuracy"] for row in log]
+def test_the_best_state_is_kept_and_measured_without_dropout(
+    dropout_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, saved = train_a_little(monkeypatch, dropout_world, tmp_path / "run", 0, lr=0.03)
+    *rows, last = rows
+    found = [row["valid_accuracy"] for row in rows]
     assert found[-1] < max(found), "the case is of use only if the last state isn't the best"
-    assert best == max(found) == left
+    assert saved == max(found) == last["valid_accuracy"]
 
 
 @pytest.mark.parametrize(
@@ -364,19 +304,33 @@ def test_layers_have_names_and_closed_ranges(text: str, depth: int, numbers: tup
     assert train.layer_numbers(text, depth) == numbers
 
 
-def test_a_saved_run_is_looked_into_without_training(
-    small_world: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_finished_run_is_not_trained_again(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    arguments = ["--data", small_world, "--steps", 2, "--out", tmp_path / "run"]
+    run_train(monkeypatch, *arguments)
+    first = capsys.readouterr().out
+    log, steps = (tmp_path / "run" / "log.jsonl").read_bytes(), []
+    monkeypatch.setattr(train, "train", lambda *_: steps.append(1))
+    run_train(monkeypatch, *arguments)
+    again = capsys.readouterr().out
+    assert steps == []
+    assert (tmp_path / "run" / "log.jsonl").read_bytes() == log
+    assert "finished: nothing is left to train" in again
+    assert first[first.index("test  ") :] == again[again.index("test  ") :], "the same report"
+
+
+def test_what_a_failing_run_would_replace_is_kept(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "run"
-    run_train(monkeypatch, "--data", small_world, "--steps", 2, "--out", out)
-    capsys.readouterr()
-    run_train(monkeypatch, "--data", small_world, "--checkpoint", out, "--show", 2)
-    said = capsys.readouterr().out
-    assert "step" not in said
-    assert "Question 2: " in said
-    assert "Question 3: " not in said
-    assert said.count("  layer 1\n") == said.count("  layer 2\n") == 2
-    assert "gold one fires most" in said
+    """Another run in the folder of a finished one, stopped in its last step."""
+    arguments = ["--data", small_world, "--steps", 2, "--out", tmp_path / "run"]
+    run_train(monkeypatch, *arguments)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    monkeypatch.setattr(train, "measure", interrupt)
+    with pytest.raises(SystemExit):
+        run_train(monkeypatch, *arguments, "--seed", 1)
+    after = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert after.pop("training.safetensors")
+    assert after == before

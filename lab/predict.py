@@ -1,0 +1,31 @@
+"""Predictions of a saved run: the choice, all probabilities and the facts that were used.
+
+    python -m lab.predict runs/ffn-seed-0 FOLDER/test.jsonl --out answers.jsonl
+"""
+
+import json
+from pathlib import Path
+
+from lab.saved import make_parser, open_saved
+from parts.command import command
+from parts.inside import answers
+
+
+@command()
+def main() -> None:
+    parser = make_parser("Answer questions: a JSON object a line.")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE",
+                        help="a new file for the answers")  # fmt: skip
+    args = parser.parse_args()
+    with open(args.out, "x", encoding="utf-8") as file:  # nothing is overwritten
+        model, tokenizer, questions, dtype = open_saved(args)
+        found = answers(model, tokenizer, questions, dtype)
+        for q, (probabilities, facts) in zip(questions, found, strict=True):
+            choice = probabilities.index(max(probabilities))
+            row = {"choice": choice, "text": q.choices[choice], "probabilities": probabilities}
+            print(json.dumps(row | {"facts": facts}), file=file)
+    print(f"{args.out}: {len(questions):,} answers, a line each")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""A saved run and a file of questions, opened for the commands of this folder."""
+
+import argparse
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+
+from kformer import KformerForMultipleChoice
+from load_weights import open_folder
+from parts.files import blaming, read_text
+from parts.questions import Question, look_up, read_questions
+from parts.tokenizer import Tokenizer
+from train import default_dtype, positive
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """The arguments that looking, measuring and predicting have in common."""
+    parser = argparse.ArgumentParser(description=description)
+    add = parser.add_argument
+    add("run", type=Path, help="folder that train.py saved, or any checkpoint")
+    add("questions", type=Path, nargs="?",
+        help="file of questions, with facts.txt beside it if they bring none (default: test.jsonl "
+        "of the run's data)")  # fmt: skip
+    add("--retrieve", type=positive, metavar="N",
+        help="look up N candidate facts for each choice (default: as the run did)")  # fmt: skip
+    return parser
+
+
+def open_saved(
+    args: Namespace, answers_needed: bool = False
+) -> tuple[KformerForMultipleChoice, Tokenizer, list[Question], torch.dtype]:
+    """The model, its tokenizer, the questions with their facts, and the dtype of products."""
+    model, tokenizer, _ = open_folder(args.run)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+    past = run_arguments(args.run)
+    if args.questions is None and not past:
+        raise ValueError(f"{args.run} is no run of train.py: name a file of questions")
+    path = args.questions or Path(past["data"], "test.jsonl")
+    retrieve = args.retrieve or past.get("retrieve")
+    questions = read_questions(path, answers_needed)
+    if model.config.inject != "none":
+        candidates = retrieve or model.config.num_facts
+        look_up(questions, path.with_name("facts.txt"), candidates, always=bool(retrieve))
+    return model, tokenizer, questions, default_dtype(model.config.hidden_size, device)
+
+
+def run_arguments(folder: Path) -> dict:
+    """The arguments that a run was made with; none for a checkpoint from elsewhere."""
+    path = folder / "log.jsonl"
+    if not path.is_file():
+        return {}
+    with blaming(path):
+        return json.loads(read_text(path).splitlines()[0])["arguments"]

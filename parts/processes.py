@@ -1,0 +1,53 @@
+"""One run in several processes, as torchrun starts them: which one this is, and what they share.
+
+With one process, which is the usual case, nothing here does anything.
+"""
+
+import os
+import sys
+from functools import partialmethod
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+WORLD = int(os.environ.get("WORLD_SIZE", 1))
+RANK = int(os.environ.get("RANK", 0)) if WORLD > 1 else 0
+
+
+def join(device: str) -> None:
+    """This process meets the others. The first one alone prints and writes."""
+    if WORLD > 1:
+        if device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    if RANK:
+        sys.stdout = open(os.devnull, "w")
+        tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
+
+
+def leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def my_share(batch: list) -> tuple[list, float]:
+    """The questions of a batch that this process takes, and what they weigh in its mean.
+
+    Where there are too few it takes one all the same, and that weighs nothing.
+    """
+    mine = batch[RANK::WORLD]
+    return mine or batch[:1], len(mine) / len(batch)
+
+
+def add_up(tensors: list[Tensor]) -> None:
+    """Each becomes its sum over all processes."""
+    for tensor in tensors if WORLD > 1 else []:
+        torch.distributed.all_reduce(tensor)
+
+
+def anywhere(said: bool, device: torch.device) -> bool:
+    """Whether it is so in any of the processes."""
+    count = torch.tensor(float(said), device=device)
+    add_up([count])
+    return bool(count)

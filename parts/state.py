@@ -1,0 +1,186 @@
+"""What lets a training be stopped at any moment and go on to the very same end.
+
+    identity                  what decides the result of a run: with the same one, a run is the same
+    finished                  what a run with this identity left
+    TrainingState             model, optimizer, random numbers and progress, saved as one file
+    ctrl_c_finishes_the_step  Ctrl-C stops between two steps, when all is whole
+"""
+
+import hashlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from parts.files import blaming, replacing
+from parts.processes import RANK, WORLD
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = [ROOT / f"{name}.py" for name in ("kformer", "load_weights", "train")]
+MODULES += sorted(ROOT.glob("parts/*.py"))
+CODE = [path.read_bytes() for path in MODULES]  # now, while they are imported, not as edited later
+STATE = "training.safetensors"  # in a run's folder until it is finished
+LOG = "log.jsonl"  # from then on
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for each parameter
+
+
+def identity(arguments: dict, model: nn.Module, *others: object) -> dict:
+    """Of a run: its arguments, to be read, and a digest of all that decides its result: some of the
+    arguments, the code, the config, the weights at the start and, by their repr, the `others`.
+    """
+    said = {n: v if v is None or type(v) in (int, float) else str(v) for n, v in arguments.items()}
+    decide = [said[name] for name in ("steps", "batch_size", "lr", "seed", "device", "dtype")]
+    digest = hashlib.sha256(repr((decide, CODE, model.config, others)).encode("utf-8"))
+    for weights in model.state_dict().values():
+        digest.update(weights.cpu().contiguous().numpy())
+    return {"arguments": said, "sha256": digest.hexdigest()}
+
+
+def finished(folder: Path, whose: dict) -> dict | None:
+    """The result that a run with this identity left in its folder, None if it didn't finish."""
+    try:
+        lines = (folder / LOG).read_text(encoding="utf-8").splitlines()
+        first, last = json.loads(lines[0]), json.loads(lines[-1])
+    except (OSError, ValueError, IndexError, AttributeError):
+        return None
+    whole = "test_accuracy" in last and not (folder / STATE).exists()
+    return last if whole and first.get("sha256") == whose["sha256"] else None
+
+
+@dataclass
+class Progress:
+    """How far a training has come, and what it has found on the way."""
+
+    step: int = 0
+    rows: list[dict] = field(default_factory=list)  # of the log
+    best: float = -1.0  # accuracy on the validation split
+    trained: int = 0  # questions
+    training: float = 0.0  # seconds
+    tokens: int = 0  # of the questions trained on
+    places: int = 0  # for tokens, padding among them
+    evaluated: int = 0  # questions
+    evaluating: float = 0.0  # seconds
+
+    def figures(self) -> dict[str, float]:
+        return {
+            "valid_accuracy": self.best,
+            "seconds": round(self.training, 2),
+            "train_questions_per_second": self.trained / max(1e-9, self.training),
+            "eval_questions_per_second": self.evaluated / self.evaluating,
+            "padding": 1 - self.tokens / self.places,
+        }
+
+
+class TrainingState:
+    """All that the rest of a training depends on. It is saved in `folder` as one file, which
+    replaces the one before at once, so that whoever is killed leaves the one or the other.
+
+    `whose` is the identity of the run. If an unfinished run with the same one has left a file, its
+    state is taken up. `best` is the model's state that was best on the validation split so far.
+    """
+
+    def __init__(
+        self, folder: Path, whose: dict, model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.folder, self.whose, self.model, self.optimizer = folder, whose, model, optimizer
+        self.best: dict[str, Tensor] = {}
+        self.progress, self.replaces_another = Progress(), False
+        if (path := folder / STATE).is_file():
+            with blaming(path), safe_open(path, framework="pt") as file:
+                about = json.loads(file.metadata()["about"])
+                self.replaces_another = about["identity"]["sha256"] != whose["sha256"]
+                if not self.replaces_another:
+                    self.progress = Progress(**about["progress"])
+                    self.take({name: file.get_tensor(name).clone() for name in file.keys()})
+        self.clock = time.perf_counter()
+
+    def take(self, tensors: dict[str, Tensor]) -> None:
+        """Model, optimizer and random numbers become what they were."""
+        self.dice().set_rng_state(tensors.pop("random"))
+        parts = {part: {} for part in ("model", "best", *MOMENTS)}
+        for name, tensor in tensors.items():
+            part, _, parameter = name.partition(".")
+            parts[part][parameter] = tensor
+        self.best = parts["best"]
+        self.model.load_state_dict(parts["model"])
+        for name, parameter in self.model.named_parameters():
+            self.optimizer.state[parameter] = {
+                key: parts[key][name].to(parameter.device) for key in MOMENTS if name in parts[key]
+            }
+
+    def lap(self) -> float:
+        """Seconds since the last call."""
+        before, self.clock = self.clock, time.perf_counter()
+        return self.clock - before
+
+    def count(self, batch: list) -> None:
+        """One more step is made. The first two warm the machine up, and aren't timed."""
+        seconds, progress, rows = self.lap(), self.progress, [r for q in batch for r in q.input_ids]
+        progress.step += 1
+        progress.tokens += sum(map(len, rows))
+        progress.places += len(batch) * max(len(q.input_ids) for q in batch) * max(map(len, rows))
+        if progress.step > 2:
+            progress.trained += len(batch)
+            progress.training += seconds
+
+    def evaluated(self, row: dict, questions: int) -> None:
+        """One more row for the log; keeps the model's state if it's the best, and saves all."""
+        self.progress.evaluating += self.lap()
+        self.progress.evaluated += questions
+        self.progress.rows.append(row)
+        if row["valid_accuracy"] > self.progress.best:
+            self.progress.best = row["valid_accuracy"]
+            self.best = {name: t.clone() for name, t in self.model.state_dict().items()}
+        self.save()
+        self.lap()
+
+    def save(self) -> None:
+        if RANK:
+            return
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        for name, parameter in self.model.named_parameters():
+            moments = self.optimizer.state[parameter].items()
+            tensors |= {f"{key}.{name}": tensor for key, tensor in moments}
+        tensors["random"] = self.dice().get_rng_state()
+        about = json.dumps({"identity": self.whose, "progress": asdict(self.progress)})
+        with replacing(self.folder) as new:
+            save_file(tensors, new / STATE, metadata={"about": about})
+
+    def finish(self, result: dict) -> None:
+        """The model is saved: the log takes the place of the state."""
+        lines = [json.dumps(row) for row in (self.whose, *self.progress.rows, result)]
+        with replacing(self.folder) as new:
+            (new / LOG).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (self.folder / STATE).unlink()
+
+    def dice(self) -> object:
+        """Who has the random state that dropout draws from."""
+        return torch.cuda if next(self.model.parameters()).is_cuda else torch
+
+
+@contextmanager
+def ctrl_c_finishes_the_step() -> Iterator[list]:
+    """Within, Ctrl-C only enters into the list that it was pressed; a second one stops at once."""
+    pressed = []
+
+    def press(*_: object) -> None:
+        pressed.append(True)
+        if WORLD == 1:  # torchrun hands it on, so that it comes twice
+            signal.signal(signal.SIGINT, usual)
+        os.write(2, b"\nthis step will be finished and saved; Ctrl-C again stops at once\n")
+
+    usual = signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, usual)
