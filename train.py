@@ -388,7 +388,9 @@ def main() -> None:
     join(args.device)
     task = prepare(args)
     describe(task, args)
-    report(task, run(task, args), args)
+    result = run(task, args)
+    if RANK == 0:
+        report(task, result, args)
 
 
 if __name__ == "__main__":

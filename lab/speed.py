@@ -9,27 +9,28 @@ all of it down.
 """
 
 import argparse
-import os
 import time
 from collections.abc import Callable
 from functools import partial
-from itertools import cycle, islice
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 
 import torch
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import AutoTokenizer, BertForMultipleChoice
 
-import train
+from kformer import VARIANTS
 from load_weights import open_folder
-from parts.batches import Encoded, accuracy, encode, predictions
+from parts.batches import Encoded, accuracy, encode, predictions, score, shuffled
+from parts.command import command
 from parts.questions import Question, read_questions
+from train import default_dtype, parameter_groups
 
 DTYPES = (torch.float32, torch.bfloat16)
 STEPS, BATCH, HELD_OUT = 10, 16, 300  # of a round of the first table; questions
-METHODS = ("none", "concat", "attention", "ffn")
 CASES = [  # choices, tokens in each, facts
     (4, 32, 1), (4, 32, 5), (4, 32, 20), (4, 32, 100), (4, 32, 1000),
     (4, 16, 5), (4, 64, 5), (4, 128, 5), (4, 256, 5), (2, 32, 5), (8, 32, 5), (16, 32, 5),
@@ -48,6 +49,18 @@ def turns(works: list[Callable[[], object]], rounds: int) -> list[tuple[float, .
     return list(zip(*taken[1:], strict=True))
 
 
+def step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, forward: Callable[[], tuple[Tensor, Tensor]]
+) -> None:
+    """One step of training, the same for both sides."""
+    model.train()
+    loss = cross_entropy(*forward())
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+
+
 class Transformers:
     """The plain way to fine-tune: random batches, padded to their longest member, AdamW, clipping;
     evaluation in the order of the file.
@@ -57,37 +70,29 @@ class Transformers:
         self.dtype, self.tokenizer = dtype, AutoTokenizer.from_pretrained(folder)
         self.model = BertForMultipleChoice.from_pretrained(folder)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=5e-5, fused=True)
-        rows = [[self.tokenizer(f"{q.context} {q.question}", c) for c in q.choices]
+        data = [([self.tokenizer(f"{q.context} {q.question}", c) for c in q.choices], q.answer)
                 for q in questions]  # fmt: skip
-        data = list(zip(rows, [q.answer for q in questions], strict=True))
         self.held_out, data = data[:HELD_OUT], data[HELD_OUT:]
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
         self.shuffled = cycle(data[i] for i in order)
 
-    def scores(self, batch: list[tuple]) -> torch.Tensor:
+    def forward(self, batch: list[tuple]) -> tuple[Tensor, Tensor]:
         padded = self.tokenizer.pad([row for rows, _ in batch for row in rows], return_tensors="pt")
         inputs = {name: t.unflatten(0, (len(batch), -1)) for name, t in padded.items()}
         with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
-            return self.model(**inputs).logits.float()
+            scores = self.model(**inputs).logits.float()
+        return scores, torch.tensor([answer for _, answer in batch])
 
     def train(self) -> None:
         for _ in range(STEPS):
-            self.step()
-
-    def step(self) -> None:
-        self.model.train()
-        batch = [next(self.shuffled) for _ in range(BATCH)]
-        loss = cross_entropy(self.scores(batch), torch.tensor([answer for _, answer in batch]))
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+            batch = [next(self.shuffled) for _ in range(BATCH)]
+            step(self.model, self.optimizer, partial(self.forward, batch))
 
     @torch.inference_mode()
     def evaluate(self) -> None:
         self.model.eval()
         for start in range(0, HELD_OUT, BATCH):
-            self.scores(self.held_out[start : start + BATCH])
+            self.forward(self.held_out[start : start + BATCH])
 
 
 class Ours:
@@ -96,14 +101,14 @@ class Ours:
     def __init__(self, folder: Path, questions: list[Question], dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.model, tokenizer, _ = open_folder(folder, inject="none")
-        self.optimizer = train.AdamW(train.parameter_groups(self.model, [], 5e-5))
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, [], 5e-5), fused=True)
         data = [encode(q, tokenizer, self.model.config) for q in questions]
-        self.held_out = data[:HELD_OUT]
-        self.shuffled = train.shuffled(data[HELD_OUT:], BATCH, 0)
+        self.held_out, self.shuffled = data[:HELD_OUT], shuffled(data[HELD_OUT:], BATCH, seed=0)
 
     def train(self) -> None:
-        for batch in islice(self.shuffled, STEPS):
-            train.train_step(self.model, batch, self.optimizer, 1.0, self.dtype)
+        for _ in range(STEPS):
+            forward = partial(score, self.model, next(self.shuffled), self.dtype)
+            step(self.model, self.optimizer, forward)
 
     def evaluate(self) -> None:
         accuracy(self.model, self.held_out, self.dtype)
@@ -139,33 +144,34 @@ def made_up(choices: int, tokens: int, facts: int) -> Encoded:
 
 def growth(folder: Path, rounds: int) -> None:
     """Prints milliseconds a question, in training / in evaluation."""
-    models = {name: open_folder(folder, inject=name, num_facts=1000)[0] for name in METHODS}
+    models = {name: open_folder(folder, inject=name, num_facts=1000)[0] for name in VARIANTS}
     config = models["none"].config
-    dtype = train.default_dtype(config.hidden_size, "cpu")
-    print(f"\n| choices | tokens | facts | {' | '.join(METHODS)} |")
-    print("|---" * (3 + len(METHODS)) + "|")
-    optimizers = {m: train.AdamW(train.parameter_groups(m, [], 5e-5)) for m in models.values()}
+    dtype = default_dtype(config.hidden_size, "cpu")
+    print(f"\n| choices | tokens | facts | {' | '.join(VARIANTS)} |")
+    print("|---" * (3 + len(VARIANTS)) + "|")
+    optimizers = {n: torch.optim.AdamW(m.parameters(), 0.0, fused=True) for n, m in models.items()}
     for choices, tokens, facts in CASES:
         batch = [made_up(choices, tokens, facts) for _ in range(8)]
-        cells = dict.fromkeys(METHODS, "too long")
-        names = [n for n in METHODS if n != "concat" or tokens + 10 * facts < config.max_tokens]
+        cells = dict.fromkeys(VARIANTS, "too long")
+        names = [n for n in VARIANTS if n != "concat" or tokens + 10 * facts < config.max_tokens]
         works = []
-        for model in (models[name] for name in names):
-            works.append(partial(train.train_step, model, batch, optimizers[model], 0.0, dtype))
-            works.append(partial(predictions, model, batch, dtype))
+        for name in names:
+            forward = partial(score, models[name], batch, dtype)
+            works.append(partial(step, models[name], optimizers[name], forward))
+            works.append(partial(predictions, models[name], batch, dtype))
         times = [f"{1000 * median(t) / len(batch):.1f}" for t in turns(works, rounds)]
         for name, *pair in zip(names, times[::2], times[1::2], strict=True):
             cells[name] = " / ".join(pair)
         print(f"| {choices} | {tokens} | {facts} | {' | '.join(cells.values())} |", flush=True)
 
 
+@command()
 def main() -> None:
     parser = argparse.ArgumentParser(description="Questions a second, on a CPU.")
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a BERT")
     parser.add_argument("--data", type=Path, required=True, help="folder with train.jsonl")
     parser.add_argument("--rounds", type=int, default=5, help="medians of so many (default: 5)")
     args = parser.parse_args()
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as train.py does; here for both
     questions = read_questions(args.data / "train.jsonl")[: HELD_OUT + 2000]
     beside_transformers(args.checkpoint, questions, args.rounds)
     growth(args.checkpoint, args.rounds)
