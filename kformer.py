@@ -152,8 +152,15 @@ def nearest_facts(
     its input (paper, section 3.2; transformer_sentence_encoder.py of the release). Of equals the
     first one is kept; empty slots are kept last.
 
-    fact_ids (..., S, L), question (..., D) -> (..., N, L), N = num_facts
+    fact_ids (..., S, L), question (..., D) -> (..., N, L), N = num_facts or, if that is less, S
     """
+    if fact_ids.dim() != question.dim() + 1:
+        raise ValueError(
+            f"fact_ids {tuple(fact_ids.shape)} must have one dimension more than input_ids: for "
+            "each row of tokens, facts and their tokens"
+        )
+    if fact_ids.shape[-2] <= config.num_facts:
+        return fact_ids
     mask = fact_ids != config.pad_token_id
     # The dot product with a mean is the mean of dot products. So the question is multiplied with
     # each word of the vocabulary once; to embed thousands of candidates would take gigabytes.
@@ -311,24 +318,6 @@ class Block(nn.Module):
         return (knowledge, None) if self.inject == "attention" else (None, knowledge)
 
 
-class Encoder(nn.Module):
-    """The blocks, one after the other: x (..., T, D) -> (..., T, D).
-
-    With `cls_only` the top block computes the state of the first token alone, (..., 1, D), from the
-    same context. Scores need no other state, and it saves a seventh of the time of six layers.
-    """
-
-    def __init__(self, config: KformerConfig) -> None:
-        super().__init__()
-        self.layer = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
-
-    def forward(self, x: Tensor, mask: Tensor, facts: Facts | None, cls_only: bool) -> Tensor:
-        *lower, top = self.layer
-        for block in lower:
-            x = block(x, x, mask, facts)
-        return top(x[..., :1, :] if cls_only else x, x, mask, facts)
-
-
 # ----------------------------------------------------------------------- the model and its head
 
 
@@ -338,7 +327,9 @@ class Kformer(nn.Module):
     input_ids (..., T); attention_mask (..., T), 1 for a token and 0 for padding, by default 0 where
     input_ids has `pad_token_id`; token_type_ids (..., T), by default 0; fact_ids (..., S, L),
     padded with `pad_token_id`; a row of padding alone is an empty slot, which changes nothing.
-    With `cls_only` the result is the state of the first token, (..., 1, D).
+
+    With `cls_only` the top layer computes the state of the first token alone, (..., 1, D), from the
+    same context: a score needs no other, and six layers take a seventh less time.
 
     Afterwards `kept_facts` (..., N, L) has the ids of the facts that were used, and
     `encoder.layer[i].ffn.fact_scores` or `.attention.fact_scores` says what they did.
@@ -348,10 +339,11 @@ class Kformer(nn.Module):
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
-        self.encoder = Encoder(config)
-        self.kept_facts: Tensor | None = None
+        layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        self.encoder = nn.ModuleDict({"layer": layers})  # so that it's encoder.layer[i], as in BERT
         if config.inject in ("attention", "ffn"):  # a table of their own (paper, section 3.2)
             self.fact_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.kept_facts: Tensor | None = None
         initialize(self)
 
     def forward(
@@ -359,34 +351,28 @@ class Kformer(nn.Module):
         token_type_ids: Tensor | None = None, fact_ids: Tensor | None = None,
         cls_only: bool = False,
     ) -> Tensor:
-        config, pad = self.config, self.config.pad_token_id
+        pad = self.config.pad_token_id
         mask = input_ids != pad if attention_mask is None else attention_mask.bool()
         segments = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         facts = self.kept_facts = None
-        if fact_ids is not None and config.inject != "none":
-            self.kept_facts = fact_ids = self.select(input_ids, mask, fact_ids)
-            if config.inject == "concat":
+        if fact_ids is not None and self.config.inject != "none":
+            concat, words = self.config.inject == "concat", self.embeddings.word_embeddings
+            table = words if concat else self.fact_embeddings
+            question = mean_embedding(words, input_ids, mask)
+            self.kept_facts = fact_ids = nearest_facts(fact_ids, table, question, self.config)
+            if concat:
                 input_ids, mask, segments = append_facts(
-                    input_ids, mask, segments, fact_ids, config
+                    input_ids, mask, segments, fact_ids, self.config
                 )
             else:
-                fact_words = fact_ids != pad
-                F = mean_embedding(self.fact_embeddings, fact_ids, fact_words)
-                facts = F, fact_words.any(-1)
-        return self.encoder(self.embeddings(input_ids, segments), mask, facts, cls_only)
+                real_words = fact_ids != pad
+                facts = mean_embedding(table, fact_ids, real_words), real_words.any(-1)
 
-    def select(self, input_ids: Tensor, mask: Tensor, fact_ids: Tensor) -> Tensor:
-        """The facts that are used, (..., S, L) -> (..., N, L): up to `num_facts` all of them."""
-        if fact_ids.dim() != input_ids.dim() + 1:
-            raise ValueError(
-                f"fact_ids {tuple(fact_ids.shape)} must have one dimension more than input_ids "
-                f"{tuple(input_ids.shape)}: for each row of tokens, facts and their tokens"
-            )
-        if fact_ids.shape[-2] <= self.config.num_facts:
-            return fact_ids
-        words = self.embeddings.word_embeddings
-        table = words if self.config.inject == "concat" else self.fact_embeddings
-        return nearest_facts(fact_ids, table, mean_embedding(words, input_ids, mask), self.config)
+        x = self.embeddings(input_ids, segments)
+        *lower, top = self.encoder.layer
+        for block in lower:
+            x = block(x, x, mask, facts)
+        return top(x[..., :1, :] if cls_only else x, x, mask, facts)
 
 
 class KformerForMultipleChoice(Kformer):
@@ -429,21 +415,21 @@ def sinusoids(length: int, D: int) -> Tensor:
 
 @torch.no_grad()
 def initialize(model: Kformer, missing: Collection[str] | None = None) -> None:
-    """Fills the parameters, or those that a checkpoint doesn't have: the names that are `missing`.
+    """Fills all parameters, or those that a checkpoint doesn't have: the names that are `missing`.
 
-    The release draws all from N(0, 0.02), as BERT does. Then a fact's key has nothing to do with
-    its words: from there the toy world isn't learned in minutes, and a pretrained encoder hardly
-    uses its facts (docs/results.md has the figures). So keys start as the facts themselves:
+    The release draws all from N(0, 0.02), as BERT does. A fact's key then has nothing to do with
+    its words: the toy world isn't learned in minutes, and a pretrained encoder hardly uses its
+    facts (docs/results.md has the figures). So keys start as the facts themselves, embedded like
+    words: Wk = I, and Wv = I, too, but for two cases.
 
-    - fact embeddings are a copy of the word embeddings, and Wk = I.
-    - Wv = I from scratch. In the ffn of a checkpoint Wv = 0: its first step is exactly the plain
-      encoder, and facts come in as Wv learns.
-    - In attention from scratch Wk = Wv = 6 I: facts compete with tokens in the softmax there, and
+    - In the ffn of a checkpoint Wv = 0. The first step is exactly the plain encoder, and facts come
+      in as Wv learns.
+    - In attention from scratch Wk = Wv = 6 I. There facts compete with tokens in the softmax, and
       the mean of some words is shorter than a word.
 
-    From scratch, q, k, v and the layer behind them are near I, so that a token first looks for
-    words like itself, as in trained models (Trockman and Kolter 2023, arXiv 2305.09828). Positions
-    are sinusoids, for concat's sake, and segments count half. The rest is as torch draws it.
+    From scratch, the matrices of attention are near I, so that a token first looks for words like
+    itself, as in trained models (Trockman and Kolter 2023, arXiv 2305.09828). Positions are
+    sinusoids, for concat's sake, and segments count half. The rest is as torch draws it.
     """
     from_scratch, inject = missing is None, model.config.inject
     scale = 6.0 if from_scratch and inject == "attention" else 1.0

@@ -56,33 +56,6 @@ def positive(text: str) -> int:
     return number
 
 
-def rate(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise ValueError
-    return number
-
-
-def folder(text: str) -> Path:
-    if not text:
-        raise ValueError
-    return Path(text)
-
-
-def seed(text: str) -> int:
-    number = int(text)
-    if not 0 <= number < 2**63:
-        raise ValueError
-    return number
-
-
-def layers(text: str) -> str:
-    """Looks right; whether the model has such layers is seen when it's known."""
-    if re.fullmatch(r"top|middle|bottom|all|\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", text):
-        return text
-    raise ValueError
-
-
 def make_parser(several: bool = False) -> argparse.ArgumentParser:
     """With `several`, four of the arguments take several values, for lab.table."""
     more = {"nargs": "+"} if several else {}
@@ -95,7 +68,7 @@ def make_parser(several: bool = False) -> argparse.ArgumentParser:
     add("--inject", choices=VARIANTS, **more,
         help="how the facts come in: not at all, as words behind the input, as a prefix of keys "
         "and values, as hidden neurons of the FFN (default: as in the checkpoint, or ffn)")
-    add("--layers", type=layers, metavar="WHICH", **more,
+    add("--layers", metavar="WHICH", **more,
         help="layers that facts are injected into: bottom, middle or top (a third of all), all, or "
         "numbers from 0 at the bottom, such as 2 or 0-2 or 0,2 (default: the top three, of fewer "
         "than four layers all but the bottom one)")
@@ -113,23 +86,27 @@ def make_parser(several: bool = False) -> argparse.ArgumentParser:
     add("--steps", type=positive, metavar="N",
         help="batches to train on (default: 1500, with a checkpoint four epochs)")
     add("--batch-size", type=positive, default=32, help="questions in a batch (default: 32)")
-    add("--lr", type=rate, help="learning rate (default: 2e-3, with a checkpoint 5e-5)")
-    add("--seed", type=seed, default=[0] if several else 0, metavar="N", **more,
+    add("--lr", type=float, help="learning rate (default: 2e-3, with a checkpoint 5e-5)")
+    add("--seed", type=int, default=[0] if several else 0, metavar="N", **more,
         help="of the weights and the order (default: 0)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"),
         help="where it runs (default: the GPU if there is one)")
     add("--dtype", choices=("float32", "bfloat16"),
         help="of the matrix products (default: bfloat16 where the machine multiplies it natively "
         "and the hidden size is at least 256, else float32)")
-    add("--out", type=folder, metavar="FOLDER",
+    add("--out", type=Path, metavar="FOLDER",
         help="where the run is saved (default: runs/INJECT-seed-SEED)")
     return parser
 
 
 def resolve(args: Namespace) -> Namespace:
-    """What depends on the checkpoint or on the machine is filled in."""
+    """What depends on the checkpoint or on the machine is filled in. Raises ValueError."""
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: no GPU is to be seen here, use --device cpu")
+    if args.lr is not None and not 0 < args.lr < 1:
+        raise ValueError(f"--lr {args.lr}: must be above 0 and below 1")
+    if not 0 <= args.seed < 2**63:
+        raise ValueError(f"--seed {args.seed}: must be from 0 to 2**63 - 1")
     folder = args.checkpoint or args.data
     config = load_config(folder)
     args.inject = args.inject or (config.inject if config.inject != "none" else "ffn")
@@ -140,15 +117,18 @@ def resolve(args: Namespace) -> Namespace:
     chosen = args.dtype and getattr(torch, args.dtype)
     args.dtype = chosen or default_dtype(config.hidden_size, args.device)
     args.out = args.out or Path("runs", f"{args.inject}-seed-{args.seed}")
-    for name in ("data", "checkpoint"):
-        given = getattr(args, name)
-        if given and args.out.resolve() == given.resolve():
-            raise ValueError(f"--out {args.out}: is the --{name} folder, whose files would be lost")
+    taken = {"the --data folder": args.data, "the --checkpoint folder": args.checkpoint,
+             "the folder you are in": Path()}  # fmt: skip
+    for what, place in taken.items():
+        if place is not None and place.resolve() == args.out.resolve():
+            raise ValueError(f"--out {args.out}: {what}, where files would be replaced")
     return args
 
 
 def layer_numbers(text: str, depth: int) -> tuple[int, ...]:
     """ "0-2,5" -> (0, 1, 2, 5); "all"; "bottom", "middle", "top": a third of `depth` layers."""
+    if not re.fullmatch(r"top|middle|bottom|all|\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", text):
+        raise ValueError(f"--layers {text}: must be a name or numbers, such as top or 0-2 or 0,2")
     third = max(1, depth // 3)
     names = {"bottom": (0, third), "middle": (third, depth - third), "top": (depth - third, depth)}
     if text in names or text == "all":
