@@ -11,7 +11,6 @@ when the same command is given again.
 """
 
 import argparse
-import os
 import re
 from argparse import Namespace
 from collections.abc import Callable
@@ -209,7 +208,8 @@ def describe(task: Task, args: Namespace) -> None:
     everything = [q for part in task.data.values() for q in part]
     sizes = ", ".join(f"{len(part):,} {split}" for split, part in task.data.items())
     choices = sorted({len(q.input_ids) for q in everything})
-    source = os.path.relpath(args.data)
+    here = Path.cwd()
+    source = args.data.relative_to(here) if args.data.is_relative_to(here) else args.data
     print(f"data      {source}: {sizes} questions of {' or '.join(map(str, choices))} choices")
     config = task.model.config
     if shortened := sum(q.shortened for q in everything):
