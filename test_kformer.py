@@ -1,9 +1,19 @@
-"""What must hold of the model."""
+"""What must hold of the model, and the checks of the exercises in docs/exercises.md.
+
+    python -m pytest                     this file and tests/, in well under two minutes
+    python -m pytest -k widened          one thing, by a word of its name
+
+In the order of kformer.py: FFN, attention, facts, the whole model; then what the exercises ask of
+the other files. The exercises' checks say in a sentence what is wrong (`attempt`, `compare`).
+Nothing here needs a network, a GPU or a download. Small models with random weights will do, since
+what is tested holds for any weights.
+"""
 
 import itertools
 import math
 import random
 import re
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -130,7 +140,7 @@ def compare(name: str, found: object, expected: Tensor, why: str, limit: float =
         )
 
 
-# -------------------------------------------------------------------------------- kformer.py: FFN
+# --------------------------------------------------------------------------------------------- FFN
 
 
 def test_ffn_injection_is_an_ordinary_ffn_that_was_widened() -> None:
@@ -149,6 +159,12 @@ def test_ffn_injection_is_an_ordinary_ffn_that_was_widened() -> None:
     compare("FFN.forward", injected, torch.stack(widened),
             "gelu(x W1 + b1) W2 + b2 + gelu(x Kᵀ) V is an FFN with M + N neurons; row 1 has an "
             "empty slot, row 2 nothing else, and an empty slot adds nothing.")  # fmt: skip
+    choices = x.unsqueeze(1).expand(B, C, T, D)
+    shared = attempt("FFN.forward", ffn, choices, (K.unsqueeze(1), V.unsqueeze(1), real[:, None]))
+    compare("FFN.forward", shared, torch.stack(widened).unsqueeze(1).expand(B, C, T, D),
+            "The same facts, (B, 1, N, D), for each of C equal choices, (B, C, T, D).")  # fmt: skip
+    plain = attempt("FFN.forward", ffn, x)
+    compare("FFN.forward", plain, ffn.W2(gelu(ffn.W1(x))), "Without knowledge, BERT's FFN.")
 
 
 def test_fact_scores_of_the_ffn_are_its_activations() -> None:
@@ -163,7 +179,7 @@ def test_fact_scores_of_the_ffn_are_its_activations() -> None:
     assert model.encoder.layer[1].ffn.fact_scores is None, "scores of an earlier batch were left"
 
 
-# -------------------------------------------------------------------------- kformer.py: attention
+# --------------------------------------------------------------------------------------- attention
 
 
 def attention_in_loops(
@@ -212,6 +228,11 @@ def test_attention_with_a_prefix_equals_plain_loops() -> None:
     none = [attention_in_loops(layer, x[i], mask[i], K[i, :0], V[i, :0], real[i, :0])[0]
             for i in range(B)]  # fmt: skip
     compare("SelfAttention.forward", plain, torch.stack(none), "Without knowledge, no prefix.")
+    choices, seen = x.unsqueeze(1).expand(B, C, T, D), mask.unsqueeze(1).expand(B, C, T)
+    knowledge = K.unsqueeze(1), V.unsqueeze(1), real.unsqueeze(1)
+    shared = attempt("SelfAttention.forward", layer, choices, choices, seen, knowledge)
+    compare("SelfAttention.forward", shared, expected.unsqueeze(1).expand(B, C, T, D),
+            "The same facts, (B, 1, N, D), for each of C equal choices, (B, C, T, D).")  # fmt: skip
 
 
 def test_what_is_hidden_gets_no_attention() -> None:
@@ -222,20 +243,30 @@ def test_what_is_hidden_gets_no_attention() -> None:
     compare("hide", attempt("hide", hide, scores, real), expected,
             "What isn't real gets the lowest number there is, not -inf: where nothing is real, as "
             "in row 1, the softmax of -inf is 0/0.")  # fmt: skip
+    half, mask = scores.bfloat16().unsqueeze(0), real.unsqueeze(0)
+    found = attempt("hide", hide, half, mask).softmax(-1)
+    compare("hide", found.isfinite().float(), torch.ones(1, 2, 1, 2, 3),
+            "In bfloat16, and with one more dimension, every softmax is finite, too.")  # fmt: skip
 
 
-# ------------------------------------------------------------------------------ kformer.py: facts
+# ------------------------------------------------------------------------------------------- facts
 
 
 def test_a_fact_is_the_mean_of_its_words_and_padding_is_none() -> None:
     table = nn.Embedding(50, D)
     A, owns, B_ = table.weight[5:8]
-    ids = torch.tensor([[5, 6, 7, 0, 0], [7, 6, 5, 0, 0], [5, 7, 7, 7, 0], [0, 0, 0, 0, 0]])
+    ids = torch.tensor([[[5, 6, 7, 0, 0], [7, 6, 5, 0, 0]], [[5, 7, 7, 7, 9], [0, 0, 0, 0, 0]]])
+    mask = torch.tensor([[[1, 1, 1, 0, 0]] * 2, [[1, 1, 1, 1, 0], [0, 0, 0, 0, 0]]]).bool()
     means = [(A + owns + B_) / 3, (A + owns + B_) / 3, (A + 3 * B_) / 4, torch.zeros(D)]
-    mean = attempt("mean_embedding", mean_embedding, table, ids, ids != 0)
-    compare("mean_embedding", mean, torch.stack(means),
-            "A fact is the mean of the embeddings of its real tokens; rows 0 and 1 have the same "
-            "words, row 3 has none and must be 0, not 0/0.")  # fmt: skip
+    mean = attempt("mean_embedding", mean_embedding, table, ids, mask)
+    compare("mean_embedding", mean, torch.stack(means).unflatten(0, (2, 2)),
+            "A fact is the mean of the embeddings that the mask keeps; facts (0, 0) and (0, 1) "
+            "have the same words, (1, 1) has none and must be 0, not 0/0.")  # fmt: skip
+    attempt("mean_embedding", mean.sum().backward)
+    used = torch.zeros(50)
+    used[5:8] = torch.tensor([1 / 3 + 1 / 3 + 1 / 4, 2 / 3, 2 / 3 + 3 / 4])
+    compare("mean_embedding", table.weight.grad[:, 0], used,
+            "Its gradient for a word is how much the word counts, and for others 0.")  # fmt: skip
 
 
 def nearest_in_loops(fact_ids: list, table: Tensor, question: Tensor, num_facts: int) -> list:
@@ -310,7 +341,7 @@ def test_concat_cuts_what_does_not_fit() -> None:
         model(tokens(B, C, 13))
 
 
-# -------------------------------------------------------------------- kformer.py: the whole model
+# --------------------------------------------------------------------------------- the whole model
 
 
 @pytest.mark.parametrize("inject", ["attention", "ffn"])
@@ -381,7 +412,7 @@ def test_every_fact_counts_in_concat() -> None:
 
 
 class ReleasedAttention(nn.Module):
-    """The prefix as the release has it, put back in front of our own keys and values.
+    """The prefix as the release has it, put back before our own keys and values.
 
     multihead_attention.py prepends ones to a mask in which one means "ignore", and reshapes facts
     (B, N, D) as if they were (N, B, D). Only where no row has padding is there no mask.
@@ -542,7 +573,7 @@ def test_facts_of_a_wrong_shape_are_refused() -> None:
         Kformer(replace(TINY, inject="ffn"))(tokens(B, T), fact_ids=tokens(B, L))
 
 
-# ---- load
+# ------------------------------------------------------------------ a checkpoint, and retrieval
 
 
 REFERENCE = HERE / "data" / "reference"  # written by transformers, see data/make_reference.py
@@ -619,23 +650,23 @@ def test_bm25_equals_plain_loops(k1: float, b: float) -> None:
                 "0 is empty, fact 1 has a word three times.")  # fmt: skip
 
 
-# ---- the exercises
+# ------------------------------------------------------------------------------- the exercises
 
 
-def mean_with_padding(table: nn.Embedding, ids: Tensor, real: Tensor) -> Tensor:
+def mean_with_padding(table: nn.Embedding, ids: Tensor, mask: Tensor) -> Tensor:
     return table(ids).mean(-2)
 
 
-def hide_with_infinity(scores: Tensor, real: Tensor) -> Tensor:
-    return scores.masked_fill(~real[..., None, None, :], -math.inf)
+def hide_with_infinity(scores: Tensor, mask: Tensor) -> Tensor:
+    return scores.masked_fill(~mask[..., None, None, :], -math.inf)
 
 
 def attention_without_prefix(layer: SelfAttention, x: Tensor, *_: object) -> Tensor:
     return layer.output(layer.value(x))
 
 
-def ffn_with_empty_slots(ffn: FFN, x: Tensor, neurons: tuple) -> Tensor:
-    K, V, _ = neurons
+def ffn_with_empty_slots(ffn: FFN, x: Tensor, knowledge: Knowledge) -> Tensor:
+    K, V, _ = knowledge
     return ffn.W2(gelu(ffn.W1(x))) + gelu(x @ K.mT) @ V
 
 
@@ -652,7 +683,7 @@ def empty_index(bm25: BM25, facts: list[str], k1: float, b: float) -> None:
 @pytest.mark.parametrize(
     ("where", "wrong", "why", "check", "given"),
     [
-        ("kformer.mean_embedding", mean_with_padding, "entry (0, 0)",
+        ("kformer.mean_embedding", mean_with_padding, "entry (0, 0, 0)",
          test_a_fact_is_the_mean_of_its_words_and_padding_is_none, {}),
         ("kformer.hide", hide_with_infinity, "is -inf",
          test_what_is_hidden_gets_no_attention, {}),
@@ -690,3 +721,10 @@ def test_a_wrong_exercise_is_told_in_one_sentence(
         assert said in sentence
         assert "\n" not in sentence
         assert len(sentence) < 400
+
+
+def test_kformer_as_a_program_shows_one_fact_at_work() -> None:
+    done = subprocess.run([sys.executable, HERE / "kformer.py"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "'owls eat mice'" in done.stdout
+    assert done.stdout.count("in layer 1 it fired") == 8, "at each of the tokens"
