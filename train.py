@@ -41,7 +41,15 @@ from parts.effects import edited, gold, lines_of_report, measure
 from parts.inside import show
 from parts.processes import RANK, add_up, anywhere, join, my_share
 from parts.questions import Question, baselines, read_splits
-from parts.state import TrainingState, ctrl_c_finishes_the_step, finished, identity
+from parts.state import (
+    LOG,
+    STATE,
+    TrainingState,
+    alone_in,
+    ctrl_c_finishes_the_step,
+    finished,
+    identity,
+)
 from parts.tokenizer import Tokenizer
 from parts.vocabulary import load_tokenizer
 
@@ -116,11 +124,10 @@ def resolve(args: Namespace) -> Namespace:
     chosen = args.dtype and getattr(torch, args.dtype)
     args.dtype = chosen or default_dtype(config.hidden_size, args.device)
     args.out = args.out or Path("runs", f"{args.inject}-seed-{args.seed}")
-    taken = {"the --data folder": args.data, "the --checkpoint folder": args.checkpoint,
-             "the folder you are in": Path()}  # fmt: skip
-    for what, place in taken.items():
-        if place is not None and place.resolve() == args.out.resolve():
-            raise ValueError(f"--out {args.out}: {what}, where files would be replaced")
+    is_run = (args.out / STATE).exists() or (args.out / LOG).exists()
+    others = (args.out / "config.json").exists() and not is_run
+    if others or args.out.resolve() in (Path.cwd(), args.checkpoint and args.checkpoint.resolve()):
+        raise ValueError(f"--out {args.out}: has files that are no run; name a new folder")
     return args
 
 
@@ -268,8 +275,8 @@ def train(task: Task, args: Namespace, whose: dict, say: Callable[[str], None]) 
     model, device = task.model, task.model.classifier.weight.device
     optimizer = torch.optim.AdamW(parameter_groups(model, task.new, args.lr), fused=True)
     state = TrainingState(args.out, whose, model, optimizer)
-    if state.replaces_another:
-        say(f"          {args.out} has an unfinished run of another kind, which this one replaces")
+    if state.replaces:
+        say(f"          {args.out} has {state.replaces}")
     for row in state.progress.rows:
         say(row_of_report(row))
     done = state.progress.step
@@ -331,17 +338,18 @@ def row_of_report(row: dict) -> str:
 def run(task: Task, args: Namespace, say: Callable[[str], None] = tqdm.write) -> dict:
     """Trains, measures and saves; a run that was finished before is opened. -> the log's last line
     """
-    whose = identity(vars(args), task.model, task.questions, task.tokenizer.vocab)
+    whose = identity(vars(args), task.model, task.questions, task.tokenizer.files())
     if result := finished(args.out, whose):
         say(f"          {args.out} has this very run, finished: nothing is left to train")
         task.model = open_folder(args.out)[0].to(args.device)
         return result
-    state = train(task, args, whose, say)
-    result = measure(task.model, task.tokenizer, task.questions[task.held_out], args.dtype)
-    result |= {"parameters_added": added_parameters(task.model)} | state.progress.figures()
-    if RANK == 0:
-        save_pretrained(task.model, task.tokenizer, args.out)
-        state.finish(result)
+    with alone_in(args.out):
+        state = train(task, args, whose, say)
+        result = measure(task.model, task.tokenizer, task.questions[task.held_out], args.dtype)
+        result |= {"parameters_added": added_parameters(task.model)} | state.progress.figures()
+        if RANK == 0:
+            save_pretrained(task.model, task.tokenizer, args.out)
+            state.finish(result)
     return result
 
 

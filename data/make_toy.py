@@ -170,11 +170,11 @@ def write_world(
     for split, size in SIZES.items():
         rng = random.Random(f"{seed} {level} {split}")
         lines = [json.dumps(make_question(rng, split, level)) for _ in range(size)]
-        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (folder / f"{split}.jsonl").write_bytes(("\n".join(lines) + "\n").encode("utf-8"))
     vocab = vocabulary()
-    (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
+    (folder / "vocab.txt").write_bytes(("\n".join(vocab) + "\n").encode("utf-8"))
     config = CONFIG | {"num_hidden_layers": depth, "vocab_size": len(vocab)}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / "config.json").write_bytes((json.dumps(config, indent=2) + "\n").encode("utf-8"))
 
 
 def shortcuts(questions: list[dict]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lab.saved import make_parser, open_saved
 from parts.command import command
+from parts.files import replacing
 from parts.inside import answers
 
 
@@ -17,13 +18,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE",
                         help="a new file for the answers")  # fmt: skip
     args = parser.parse_args()
-    with open(args.out, "x", encoding="utf-8") as file:  # nothing is overwritten
+    if args.out.exists():
+        raise ValueError(f"--out {args.out}: is there already; name a new file")
+    with replacing(args.out.parent) as new:
         model, tokenizer, questions, dtype = open_saved(args)
-        found = answers(model, tokenizer, questions, dtype)
-        for q, (probabilities, facts) in zip(questions, found, strict=True):
+        lines = []
+        for q, (probabilities, facts) in zip(
+            questions, answers(model, tokenizer, questions, dtype), strict=True
+        ):
             choice = probabilities.index(max(probabilities))
             row = {"choice": choice, "text": q.choices[choice], "probabilities": probabilities}
-            print(json.dumps(row | {"facts": facts}), file=file)
+            lines.append(json.dumps(row | {"facts": facts}) + "\n")
+        (new / args.out.name).write_text("".join(lines), encoding="utf-8")
     print(f"{args.out}: {len(questions):,} answers, a line each")
 
 

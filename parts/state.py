@@ -11,18 +11,24 @@ import json
 import os
 import signal
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from parts.files import blaming, replacing
+from parts.files import replacing
 from parts.processes import RANK, WORLD
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = [ROOT / f"{name}.py" for name in ("kformer", "load_weights", "train")]
@@ -30,6 +36,7 @@ MODULES += sorted(ROOT.glob("parts/*.py"))
 CODE = [path.read_bytes() for path in MODULES]  # now, while they are imported, not as edited later
 STATE = "training.safetensors"  # in a run's folder until it is finished
 LOG = "log.jsonl"  # from then on
+LOCK = "training.lock"  # while a process trains there
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for each parameter
 
 
@@ -93,14 +100,16 @@ class TrainingState:
     ) -> None:
         self.folder, self.whose, self.model, self.optimizer = folder, whose, model, optimizer
         self.best: dict[str, Tensor] = {}
-        self.progress, self.replaces_another = Progress(), False
-        if (path := folder / STATE).is_file():
-            with blaming(path), safe_open(path, framework="pt") as file:
-                about = json.loads(file.metadata()["about"])
-                self.replaces_another = about["identity"]["sha256"] != whose["sha256"]
-                if not self.replaces_another:
-                    self.progress = Progress(**about["progress"])
-                    self.take({name: file.get_tensor(name).clone() for name in file.keys()})
+        self.progress, self.replaces = Progress(), ""
+        if (folder / LOG).is_file():
+            self.replaces = "a finished run of another kind, which this one replaces at its end"
+        if (folder / STATE).is_file():
+            about, tensors = read_state(folder / STATE)
+            if about["identity"]["sha256"] == whose["sha256"]:
+                self.progress = Progress(**about["progress"])
+                self.take(tensors)
+            else:
+                self.replaces = "an unfinished run of another kind, which this one replaces"
         self.clock = time.perf_counter()
 
     def take(self, tensors: dict[str, Tensor]) -> None:
@@ -152,9 +161,10 @@ class TrainingState:
             moments = self.optimizer.state[parameter].items()
             tensors |= {f"{key}.{name}": tensor for key, tensor in moments}
         tensors["random"] = self.dice().get_rng_state()
-        about = json.dumps({"identity": self.whose, "progress": asdict(self.progress)})
+        about = {"identity": self.whose, "progress": asdict(self.progress)}
+        about["checksum"] = checksum(tensors, *about.values())
         with replacing(self.folder) as new:
-            save_file(tensors, new / STATE, metadata={"about": about})
+            save_file(tensors, new / STATE, metadata={"about": json.dumps(about)})
 
     def finish(self, result: dict) -> None:
         """The model is saved: the log takes the place of the state."""
@@ -166,6 +176,50 @@ class TrainingState:
     def dice(self) -> object:
         """Who has the random state that dropout draws from."""
         return torch.cuda if next(self.model.parameters()).is_cuda else torch
+
+
+def read_state(path: Path) -> tuple[dict, dict[str, Tensor]]:
+    """What `TrainingState.save` wrote. Raises ValueError if so much as a bit of it has changed."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads(file.metadata()["about"])
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+        if about["checksum"] != checksum(tensors, about["identity"], about["progress"]):
+            raise ValueError("its checksum is another")
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(
+            f"{path}: damaged ({why}); delete it, and the same command starts anew"
+        ) from None
+    return about, tensors
+
+
+def checksum(tensors: dict[str, Tensor], *others: object) -> int:
+    """Of all tensors, their names and shapes, and of the others as JSON."""
+    found = zlib.crc32(json.dumps(others).encode("utf-8"))
+    for name, tensor in sorted(tensors.items()):
+        found = zlib.crc32(f"{name} {tensor.dtype} {tensor.shape}".encode(), found)
+        found = zlib.crc32(tensor.cpu().contiguous().numpy(), found)
+    return found
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Within, no other process trains in this folder: two would mix their files.
+
+    Raises ValueError if another one does already. (Windows has no fcntl, and there nobody looks.)
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(os.devnull if RANK else folder / LOCK, "w") as file:
+        if fcntl and not RANK:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ValueError(f"{folder}: another training is writing there") from None
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import itertools
 import math
 import os
+import random
 import signal
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 import train
 from parts.batches import shuffled
-from parts.state import STATE
+from parts.state import STATE, alone_in, read_state
 from tests.common import interrupt, log_of, run_train
 
 
@@ -45,7 +46,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     assert "saved after step 7, the same command goes on" in capsys.readouterr().err
     with pytest.raises(Killed):
         run_train(monkeypatch, *arguments, "--out", parts)
-    assert [path.name for path in parts.iterdir()] == [STATE]
+    assert {path.name for path in parts.iterdir()} == {STATE}
     run_train(monkeypatch, *arguments, "--out", parts)
     assert next(calls) == 7 + 6 + 8 + 1, "steps 8 to 12 and 13 to 20 were made in the second part"
     assert capsys.readouterr().out.count("  step     20 ") == 1
@@ -110,3 +111,44 @@ def test_a_loss_that_is_not_finite_stops_the_training(
     state = load_file(tmp_path / "run" / STATE)
     assert state["step.classifier.bias"] == 2
     assert all(tensor.isfinite().all() for tensor in state.values())
+
+
+def test_a_second_training_in_one_folder_is_refused(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    arguments = ["--data", small_world, "--steps", 2, "--out", tmp_path / "run"]
+    with alone_in(tmp_path / "run"), pytest.raises(SystemExit):
+        run_train(monkeypatch, *arguments)
+    assert f"{tmp_path / 'run'}: another training is writing there" in capsys.readouterr().err
+    run_train(monkeypatch, *arguments)
+    assert log_of(tmp_path / "run")
+
+
+def test_every_flipped_bit_of_a_saved_state_is_noticed(
+    dropout_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    """In its header and in its data; then the line says what to do, and that helps."""
+    arguments = ["--data", dropout_world, "--steps", 2, "--out", tmp_path]
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "measure", interrupt)
+        with pytest.raises(SystemExit):
+            run_train(patched, *arguments)
+    whole, rng = (tmp_path / STATE).read_bytes(), random.Random(0)
+    header = int.from_bytes(whole[:8], "little")
+    places = [rng.randrange(8 + header) for _ in range(40)]
+    places += [rng.randrange(8 + header, len(whole)) for _ in range(10)]
+    for place in places:
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << rng.randrange(8)
+        (tmp_path / STATE).write_bytes(flipped)
+        with pytest.raises(ValueError, match="damaged") as error:
+            read_state(tmp_path / STATE)
+        assert "\n" not in str(error.value)
+    with pytest.raises(SystemExit):
+        run_train(monkeypatch, *arguments)
+    assert "delete it, and the same command starts anew" in capsys.readouterr().err
+    (tmp_path / STATE).unlink()
+    run_train(monkeypatch, *arguments)
+    assert log_of(tmp_path)

@@ -21,6 +21,7 @@ from load_weights import (
 )
 from parts import batches
 from parts.questions import read_questions
+from parts.state import STATE
 from test_kformer import HERE, KINDS, REFERENCE, biggest_change, tiny
 from tests.common import OWL, interrupt, log_of, run_command, run_train, write_lines
 
@@ -76,7 +77,10 @@ def test_one_command_trains_reports_and_saves(
         (["--lr", "nan"], "--lr nan: must be above 0 and below 1"),
         (["--lr", "0"], "--lr 0.0: must be above 0"),
         (["--seed", str(2**64)], "must be from 0 to 2**63 - 1"),
-        (["--out", ""], "--out .: the folder you are in"),
+        (["--out", ""], "--out .: has files that are no run"),
+        (["--out", str(HERE / "data/toy")], "data/toy: has files that are no run"),
+        (["--checkpoint", str(REFERENCE / "bert"), "--out", str(REFERENCE / "bert")],
+         "reference/bert: has files that are no run"),
         (["--checkpoint", "nowhere"], "error: nowhere: no such folder"),
         (["--layers", "7"], "--layers 7: there are none such among 3 layers"),
         (["--layers", "2-0"], "--layers 2-0: there are none such among 3 layers"),
@@ -332,5 +336,5 @@ def test_what_a_failing_run_would_replace_is_kept(
     with pytest.raises(SystemExit):
         run_train(monkeypatch, *arguments, "--seed", 1)
     after = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    assert after.pop("training.safetensors")
+    assert after.pop(STATE)
     assert after == before
