@@ -11,6 +11,7 @@ Read it from top to bottom: names -> config -> weights -> opening -> saving -> r
 
 import argparse
 import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -68,65 +69,63 @@ def their_name(ours: str, model_type: str) -> str:
 
 # --------------------------------------------------------------------------------------- config
 
-TYPES = {field.name: field.type for field in dataclasses.fields(KformerConfig)}
+FIELDS = {field.name: field.type for field in dataclasses.fields(KformerConfig)}
 
-# What a field that is missing stands for, where BERT and RoBERTa differ.
+# What a missing field stands for, where BERT and RoBERTa differ.
 DEFAULTS = {
     "bert": {"vocab_size": 30522, "pad_token_id": 0},
     "roberta": {"vocab_size": 50265, "pad_token_id": 1},
 }
 
-# Settings that change the hidden states, as this and older versions of transformers read them, and
-# the one value that is built here. A setting that is missing has that value too; all others are
-# without effect on the states.
+# All other settings that change the hidden states, in transformers 5.23 and in older versions, and
+# what is built here; None is a setting that isn't built at all.
 BUILT = {
-    "hidden_act": "gelu",
+    "hidden_act": ("gelu", "gelu_python"),  # one function, in two implementations
     "position_embedding_type": "absolute",
     "is_decoder": False,
     "is_encoder_decoder": False,
     "add_cross_attention": False,
     "pruned_heads": {},
-}
-
-# Settings that aren't built here at all, and what to do about them.
-QUANTISED = "quantised weights aren't read here, take the ones that they were made from"
-REFUSED = {
-    "quantization_config": QUANTISED,
-    "compression_config": QUANTISED,
-    "quantization": QUANTISED,
-    "auto_map": "the model needs code of its own, which isn't run here: take another one",
-    "per_layer_config": "layers that differ aren't built here: take another model",
-    "fusion_config": "fused layers aren't built here: take it out",
-    "transformers_weights": "the weights must be in model.safetensors: rename them, take it out",
-    "configuration_files": "one config.json is read: put the right one in its place",
+    "per_layer_config": None,
+    "fusion_config": None,
+    "quantization_config": None,
+    "compression_config": None,
+    "quantization": None,
+    "auto_map": None,  # code of its own
+    "transformers_weights": None,  # another file than model.safetensors
+    "configuration_files": None,  # another file than config.json
 }
 
 
 def load_config(folder: str | Path, **overrides: object) -> KformerConfig:
-    """The fields of config.json that KformerConfig knows; `overrides` replace them.
+    """The fields of config.json that KformerConfig knows; `overrides` replace them first of all.
 
-    Raises FileNotFoundError or ValueError with one line for what can't make a model, and for
-    whatever would make another one in transformers than it does here.
+    Raises ValueError for whatever would make another model in transformers than it does here.
     """
     folder = Path(folder)
-    for name in overrides:
-        if name not in TYPES:
-            raise ValueError(f"{name}: no setting of that name, there are {', '.join(TYPES)}")
     check_folder(folder)
-    path = folder / "config.json"
-    content = read_json(path) | overrides
-    if content.get("model_type") is None:
-        content["model_type"] = guess_model_type(folder, content)[0]
-    with blaming(path):
-        check_settings(content)
-        given = {name: value for name, value in content.items() if name in TYPES}
-        for name in ("pad_token_id", "sep_token_id"):
-            if given.get(name, 0) is None:  # null is the default, as in transformers
-                del given[name]
-        fields = DEFAULTS[content["model_type"]] | given
+    for name in overrides:
+        if name not in FIELDS:
+            raise ValueError(f"{name!r} is none of the settings: {', '.join(FIELDS)}")
+    content = read_config(folder) | overrides
+    if "model_type" not in content:
+        content["model_type"] = guess_model_type(folder, content)
+    with blaming(folder / "config.json"):
+        model_type = content["model_type"]
+        if model_type not in DEFAULTS:
+            raise ValueError(f'model_type is "{model_type}", must be "bert" or "roberta"')
+        must_be(content, **BUILT)
+        fields = {name: value for name, value in content.items() if name in FIELDS}
+        fields = DEFAULTS[model_type] | fields
         for name, value in fields.items():
             check_number(name, value)
         return KformerConfig(**fields)
+
+
+def read_config(folder: Path) -> dict:
+    """Without what is null: it is as if it weren't there."""
+    content = read_json(folder / "config.json")
+    return {name: value for name, value in content.items() if value is not None}
 
 
 def check_folder(folder: Path) -> None:
@@ -144,52 +143,35 @@ def check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         configs = [*folder.glob("*/config.json"), *folder.glob("snapshots/*/config.json")]
         deeper = [str(path.parent) for path in configs if any(path.parent.glob("*model*"))]
-        where = f", but there is one in {' and in '.join(deeper[:3])}: open that" if deeper else ""
+        where = f", but in {' and in '.join(deeper[:3])} there is: open that" if deeper else ""
         raise FileNotFoundError(f"{folder / 'config.json'}: no such file{where}")
 
 
-def guess_model_type(folder: Path, content: dict) -> tuple[str, str]:
-    """For a config.json of 2019 or 2020, which doesn't say it: "bert" or "roberta", and who does.
-
-    Raises ValueError where nobody does.
+def guess_model_type(folder: Path, content: dict) -> str:
+    """For a config.json of 2019 or 2020, which doesn't say it: what the classes in it are called,
+    or where there are none, the tensors.
     """
-    classes, names = str(content.get("architectures") or ""), []
-    for path in sorted(folder.glob("*.safetensors")):
-        with open_tensors(path) as file:
-            names += file.keys()
+    names = re.findall(r"\w+", str(content.get("architectures", "")).lower())
+    if not names:
+        for path in folder.glob("*.safetensors"):
+            with open_tensors(path) as file:
+                names += file.keys()
     for model_type in DEFAULTS:
-        if re.search(rf"\b{model_type.capitalize()}(Model|For|LM)", classes):
-            return model_type, "architectures"
-        if not classes and any(name.startswith(f"{model_type}.") for name in names):
-            return model_type, "the names of the tensors"
+        if any(re.match(rf"{model_type}(\.|model|for|lm)", name) for name in names):
+            return model_type
     raise ValueError(
         f'{folder / "config.json"}: "model_type" is missing, must be "bert" or "roberta": write it '
         'there, or load_pretrained(folder, model_type="bert")'
     )
 
 
-def check_settings(content: dict) -> None:
-    """Raises ValueError for a setting that would make another model in transformers."""
-    if content["model_type"] not in DEFAULTS:
-        raise ValueError(
-            f'model_type is "{content["model_type"]}", must be "bert" or "roberta": take a model '
-            "of that kind"
-        )
-    if content.get("hidden_act") == "gelu_python":
-        content = content | {"hidden_act": "gelu"}  # the same function
-    must_be(content, **BUILT)
-    for name, advice in REFUSED.items():
-        if content.get(name):
-            raise ValueError(f'"{name}": {advice}')
-
-
 def check_number(name: str, value: object) -> None:
     """Raises ValueError for what isn't a number, or out of range."""
     most = 1000 if name == "num_hidden_layers" else 1_000_000
     least = 0 if name.endswith("token_id") else 1
-    if TYPES[name] is int and (type(value) is not int or not least <= value <= most):
+    if FIELDS[name] is int and (type(value) is not int or not least <= value <= most):
         raise ValueError(f"{name} is {value!r}, must be a whole number from {least} to {most:,}")
-    if TYPES[name] is float and (type(value) not in (int, float) or not 0 <= value < 1):
+    if FIELDS[name] is float and (type(value) not in (int, float) or not 0 <= value < 1):
         raise ValueError(f"{name} is {value!r}, must be at least 0 and below 1")
 
 
@@ -203,7 +185,7 @@ class LoadReport:
     loaded: list[str]
     unused: list[str]
     new: list[str]  # newly initialised, see `fresh`
-    notes: list[str]  # what else a user should know
+    notes: list[str] = dataclasses.field(default_factory=list)  # sentences for the user
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -245,6 +227,11 @@ class Unfilled(TorchFunctionMode):
         return function(*args, **kwargs or {})
 
 
+def empty_model(config: KformerConfig) -> KformerForMultipleChoice:
+    with Unfilled():
+        return KformerForMultipleChoice(config)
+
+
 def load_weights(
     folder: Path, config: KformerConfig
 ) -> tuple[KformerForMultipleChoice, LoadReport]:
@@ -255,9 +242,9 @@ def load_weights(
     are mapped from the file, as transformers does it: as long as the model lives, the file may be
     replaced, but mustn't be written into.
     """
-    with blaming(folder / "config.json"), Unfilled():
-        model = KformerForMultipleChoice(config)
-    wanted, tensors, report = model.state_dict(), {}, LoadReport([], [], [], [])
+    with blaming(folder / "config.json"):
+        model = empty_model(config)
+    wanted, tensors, unused = model.state_dict(), {}, []
     for path in weight_files(folder):
         with open_tensors(path) as file:
             for theirs in file.keys():
@@ -266,17 +253,18 @@ def load_weights(
                     raise ValueError(f"{theirs} is there twice, under another prefix or name")
                 if name not in wanted or is_other_head(name, file.get_slice(theirs).get_shape()):
                     check_unused(theirs, wanted)
-                    report.unused.append(theirs)
-                    continue
-                tensor = file.get_tensor(theirs)
-                check(theirs, tensor, wanted[name].shape, config)
-                if name == "classifier.weight":  # a dot product may round in another way where
-                    tensor = tensor.clone()  # numbers don't lie at a multiple of 16 bytes
-                tensors[name] = tensor.to(wanted[name].dtype)
-    report.loaded = [name for name in wanted if name in tensors]
-    report.new = [name for name in wanted if name not in tensors]
-    check_missing(folder, report, config)
-    for name in report.new:
+                    unused.append(theirs)
+                else:
+                    tensors[name] = file.get_tensor(theirs)
+                    check_tensor(theirs, tensors[name], wanted[name].shape, config)
+    new = [name for name in wanted if name not in tensors]
+    check_missing(folder, new, unused, config)
+    report = LoadReport([name for name in wanted if name in tensors], unused, new)
+    tensors = {name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()}
+    if "classifier.weight" in tensors:
+        # A dot product may round in another way where numbers don't lie at a multiple of 16 bytes.
+        tensors["classifier.weight"] = tensors["classifier.weight"].clone()
+    for name in new:
         tensors[name] = fresh(name, wanted[name].shape, tensors, config)
     model.load_state_dict(tensors, assign=True)
     return model.eval(), report
@@ -288,20 +276,19 @@ def is_other_head(name: str, shape: list[int]) -> bool:
 
 
 def check_unused(theirs: str, wanted: dict[str, Tensor]) -> None:
-    """Raises ValueError for a tensor that changes what the weights beside it mean: the scale of
-    quantised ones, an adapter's lora_A.
+    """Raises ValueError for what stands beside a weight of ours and changes what it means: the
+    scale of a quantised one, an adapter's lora_A.
     """
     modules = {name.rpartition(".")[0] for name in wanted} - {"classifier"}
-    parts = our_name(theirs).split(".")
-    above = {".".join(parts[:i]) for i in range(1, len(parts))}
-    if above & modules or re.search(r"lora_|adapter", theirs):
+    above = itertools.accumulate(our_name(theirs).split("."), "{}.{}".format)
+    if "lora_" in theirs or "adapter" in theirs or not modules.isdisjoint(above):
         raise ValueError(
-            f"{theirs} isn't built here, and the weights beside it are of no use without it: take "
-            "weights that aren't quantised, and into which adapters are merged"
+            f"{theirs} isn't built here: take weights that aren't quantised, with adapters merged "
+            "into them"
         )
 
 
-def check(name: str, tensor: Tensor, wanted: torch.Size, config: KformerConfig) -> None:
+def check_tensor(name: str, tensor: Tensor, wanted: torch.Size, config: KformerConfig) -> None:
     """Raises ValueError for other numbers, and for a shape that the config doesn't ask for."""
     if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise ValueError(
@@ -318,14 +305,12 @@ def check(name: str, tensor: Tensor, wanted: torch.Size, config: KformerConfig) 
         )
 
 
-def check_missing(folder: Path, report: LoadReport, config: KformerConfig) -> None:
-    """Raises ValueError for a parameter without which it is another model."""
-    for name in report.new:
-        if re.search(r"^(fact_embeddings|pooler|classifier)\.|\.W[kv]\.", name) is None:
-            theirs = their_name(name, config.model_type)
-            there = [other for other in report.unused if other.endswith(f".{theirs}")]
-            but = f", but {there[0]} is there: take away what stands in front" if there else ""
-            raise ValueError(f"{folder}: {theirs} is missing{but}")
+def check_missing(folder: Path, new: list[str], unused: list[str], config: KformerConfig) -> None:
+    """Raises ValueError for a parameter that can't be new: without it, it is another model."""
+    for name in new:
+        if not re.search(r"^fact_embeddings|^pooler|^classifier|\.W[kv]\.", name):
+            found = f"; of no use is {unused[0]}" if unused else ""
+            raise ValueError(f"{folder}: {their_name(name, config.model_type)} is missing{found}")
 
 
 def fresh(
@@ -357,16 +342,23 @@ def open_folder(
     check_saved_together(folder, tokenizer)
     config.sep_token_id = tokenizer.sep_token_id
     model, report = load_weights(folder, config)
-    content = read_json(folder / "config.json")
-    if (content | overrides).get("model_type") is None:
-        model_type, who = guess_model_type(folder, content)
-        report.notes.append(f"model_type isn't in config.json, but {who} say it is {model_type}")
-    if unused := config.vocab_size - 1 - max(tokenizer.ids.values()):
-        report.notes.append(f"{unused} embeddings more than the vocabulary has tokens")
-    dtype = content.get("dtype") or content.get("torch_dtype") or "float32"
-    if dtype != "float32":
-        report.notes.append(f"{dtype} in config.json, but here weights and states are float32")
+    report.notes = notes(folder, overrides, config, tokenizer)
     return model, tokenizer, report
+
+
+def notes(
+    folder: Path, overrides: dict, config: KformerConfig, tokenizer: Tokenizer
+) -> list[str]:
+    """Sentences on what was taken for granted."""
+    content, said = read_config(folder) | overrides, []
+    if "model_type" not in content:
+        said.append(f"config.json has no model_type, by its names it is {config.model_type}")
+    if spare := config.vocab_size - 1 - max(tokenizer.ids.values()):
+        said.append(f"{spare} rows of the embeddings are of no token in the vocabulary")
+    dtype = content.get("dtype", content.get("torch_dtype", "float32"))
+    if dtype != "float32":
+        said.append(f"its dtype is {dtype}, but here weights and states are float32")
+    return said
 
 
 def check_vocabulary(folder: Path, tokenizer: Tokenizer, config: KformerConfig) -> None:
@@ -401,15 +393,15 @@ def check_saved_together(folder: Path, tokenizer: Tokenizer) -> None:
     if not path.is_file():
         return
     with open_tensors(path) as file:
-        saved = json.loads((file.metadata() or {}).get("kformer", "null"))
-    found = identity(read_json(folder / "config.json"), tokenizer)
-    for name, value in found.items():
-        if saved is not None and saved.get(name) != value:
-            raise ValueError(
-                f"{path}: saved with {name} {saved.get(name)}, but the files beside it have "
-                f"{value}: the folder was saved in part, save it again (or, if you changed it in "
-                f"config.json, change it back: load_pretrained(folder, {name}=...) does the same)"
-            )
+        saved = json.loads((file.metadata() or {}).get("kformer", "{}"))
+        found = identity(read_config(folder), tokenizer) if saved else {}
+        for name in found:
+            if saved.get(name) != found[name]:
+                raise ValueError(
+                    f"saved with {name} {saved.get(name)}, but the files beside it have "
+                    f"{found[name]}: the folder was saved in part, save it again; to change a "
+                    f"setting, leave config.json as it was: load_pretrained(folder, {name}=...)"
+                )
 
 
 def load_pretrained(
@@ -481,7 +473,7 @@ def whole_tensors(model: KformerForMultipleChoice) -> dict[str, Tensor]:
     with Unfilled():
         wanted = KformerForMultipleChoice(model.config).state_dict()
     if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in wanted.items()}:
-        raise ValueError("the parameters aren't those of a KformerForMultipleChoice of its config")
+        raise ValueError("save_pretrained: these aren't the parameters that model.config asks for")
     return {their_name(name, model.config.model_type): t for name, t in tensors.items()}
 
 

@@ -68,11 +68,17 @@ def open_tensors(path: Path) -> Iterator[safe_open]:
 
 
 def must_be(content: dict, **known: object) -> None:
-    """Raises ValueError for a setting that isn't built here; where it's missing it is the usual."""
+    """Raises ValueError for a setting that isn't built here; where it's missing it is the usual.
+
+    `known` are the values that are built: several in a tuple, None where it must be missing.
+    """
     for key, value in known.items():
-        if content.get(key) not in (None, value):
+        values = value if isinstance(value, tuple) else (value,)
+        if content.get(key) not in (None, *values):
             found = reprlib.repr(content[key])  # it may be long
-            raise ValueError(f'"{key}" is {found}, only {value!r} is known here')
+            if value is None:
+                raise ValueError(f'"{key}" is {found}, not built here: take a model without it')
+            raise ValueError(f'"{key}" is {found}, only {values[0]!r} is known here')
 
 
 @contextmanager
