@@ -11,7 +11,6 @@ Read it from top to bottom: names -> config -> weights -> opening -> saving -> r
 
 import argparse
 import dataclasses
-import itertools
 import json
 import re
 import shutil
@@ -279,9 +278,10 @@ def check_unused(theirs: str, wanted: dict[str, Tensor]) -> None:
     """Raises ValueError for what stands beside a weight of ours and changes what it means: the
     scale of a quantised one, an adapter's lora_A.
     """
-    modules = {name.rpartition(".")[0] for name in wanted} - {"classifier"}
-    above = itertools.accumulate(our_name(theirs).split("."), "{}.{}".format)
-    if "lora_" in theirs or "adapter" in theirs or not modules.isdisjoint(above):
+    known = {their_name(name, "bert").rpartition(".")[0] for name in wanted} - {"classifier"}
+    name = re.sub(r"^(roberta\.|bert\.|)", "bert.", theirs)
+    beside = any(name.startswith(f"{module}.") for module in known)
+    if beside or "lora_" in theirs or "adapter" in theirs:
         raise ValueError(
             f"{theirs} isn't built here: take weights that aren't quantised, with adapters merged "
             "into them"
@@ -309,8 +309,8 @@ def check_missing(folder: Path, new: list[str], unused: list[str], config: Kform
     """Raises ValueError for a parameter that can't be new: without it, it is another model."""
     for name in new:
         if not re.search(r"^fact_embeddings|^pooler|^classifier|\.W[kv]\.", name):
-            found = f"; of no use is {unused[0]}" if unused else ""
-            raise ValueError(f"{folder}: {their_name(name, config.model_type)} is missing{found}")
+            left = f"; left over is {unused[0]}" if unused else ""
+            raise ValueError(f"{folder}: {their_name(name, config.model_type)} is missing{left}")
 
 
 def fresh(
@@ -456,8 +456,8 @@ def save_pretrained(
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside of torch.compile, DataParallel and DistributedDataParallel."""
-    while inner := getattr(model, "_orig_mod", getattr(model, "module", None)):
-        model = inner
+    for name in ("module", "_orig_mod"):
+        model = getattr(model, name, model)
     return model
 
 
