@@ -259,6 +259,8 @@ def load_weights(
     new = [name for name in wanted if name not in tensors]
     check_missing(folder, new, unused, config)
     report = LoadReport([name for name in wanted if name in tensors], unused, new)
+    kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
+    report.notes = [f"weights in {kind} become float32" for kind in sorted(kinds - {"float32"})]
     tensors = {name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()}
     if "classifier.weight" in tensors:
         # A dot product may round in another way where numbers don't lie at a multiple of 16 bytes.
@@ -309,8 +311,10 @@ def check_missing(folder: Path, new: list[str], unused: list[str], config: Kform
     """Raises ValueError for a parameter that can't be new: without it, it is another model."""
     for name in new:
         if not re.search(r"^fact_embeddings|^pooler|^classifier|\.W[kv]\.", name):
-            left = f"; left over is {unused[0]}" if unused else ""
-            raise ValueError(f"{folder}: {their_name(name, config.model_type)} is missing{left}")
+            theirs = their_name(name, config.model_type)
+            alike = [other for other in unused if other.endswith(theirs.partition(".")[2])]
+            but = f", but {alike[0]} is there: rename the tensors" if alike else ""
+            raise ValueError(f"{folder}: {theirs} is missing{but}")
 
 
 def fresh(
@@ -342,7 +346,7 @@ def open_folder(
     check_saved_together(folder, tokenizer)
     config.sep_token_id = tokenizer.sep_token_id
     model, report = load_weights(folder, config)
-    report.notes = notes(folder, overrides, config, tokenizer)
+    report.notes += notes(folder, overrides, config, tokenizer)
     return model, tokenizer, report
 
 
@@ -357,7 +361,7 @@ def notes(
         said.append(f"{spare} rows of the embeddings are of no token in the vocabulary")
     dtype = content.get("dtype", content.get("torch_dtype", "float32"))
     if dtype != "float32":
-        said.append(f"its dtype is {dtype}, but here weights and states are float32")
+        said.append(f"config.json has dtype {dtype}, but the states are float32 here")
     return said
 
 
@@ -449,9 +453,20 @@ def save_pretrained(
         for name, text in texts.items():
             (new / name).write_bytes(text.encode("utf-8"))
         save_file(tensors, new / "model.safetensors", metadata=metadata)
+        sort_metadata(new / "model.safetensors")
         shutil.copymode(new / "config.json", new / "model.safetensors")  # not private
     for name in {"tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"} - texts.keys():
         (folder / name).unlink(missing_ok=True)  # of the tokenizer that was here before
+
+
+def sort_metadata(path: Path) -> None:
+    """safetensors writes it in random order; sorted, the same model is the same file."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        file.seek(8)
+        file.write(json.dumps(header, separators=(",", ":")).encode("utf-8").ljust(size))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -118,12 +118,14 @@ def test_other_dtypes_load_as_float32(dtype: torch.dtype, folder: Path) -> None:
         assert torch.equal(tensor, plain[name].to(dtype).float()), name
 
 
-HALF = "its dtype is float16, but here weights and states are float32"
-
-
-def test_dtypes_that_transformers_would_compute_in_are_said(folder: Path) -> None:
+def test_what_transformers_would_compute_in_is_said(folder: Path) -> None:
+    assert open_folder(folder)[2].notes == []
     change_json(folder / "config.json", dtype="float16")
-    assert open_folder(folder)[2].notes == [HALF]
+    note = "config.json has dtype float16, but the states are float32 here"
+    assert open_folder(folder)[2].notes == [note]
+    change_json(folder / "config.json", dtype=None)
+    change_tensors(folder, lambda n, t: {n: t.half()})
+    assert open_folder(folder)[2].notes == ["weights in float16 become float32"]
 
 
 def test_the_default_is_the_one_of_the_architecture(folder: Path) -> None:
@@ -243,6 +245,14 @@ def test_a_saved_folder_is_the_one_it_was(folder: Path, tmp_path: Path) -> None:
         shutil.copy(folder / name, tmp_path / "saved")
     same_as_transformers(tmp_path / "saved")
     same_ids_as_transformers(tmp_path / "saved")
+
+
+def test_the_same_model_is_the_same_file(tmp_path: Path) -> None:
+    model, contents = tiny("ffn"), set()
+    for _ in range(8):
+        save_pretrained(model, tiny_tokenizer(), tmp_path)
+        contents.add((tmp_path / "model.safetensors").read_bytes())
+    assert len(contents) == 1
 
 
 def test_who_may_read_the_config_may_read_the_weights(tmp_path: Path) -> None:
@@ -563,7 +573,8 @@ BAD_FOLDERS = {
     "bert: an adapter (adapter_config.json)": lambda f: (
         (f / "adapter_config.json").write_text("{}")
     ),
-    "bert.embeddings.word_embeddings.weight is missing; left over is module.bert.": lambda f: (
+    "bert: bert.embeddings.word_embeddings.weight is missing, but "
+    "module.bert.embeddings.word_embeddings.weight is there: rename": lambda f: (
         change_tensors(f, lambda n, t: {f"module.{n}": t})
     ),
     "query.parametrizations.weight.original0 isn't built here": add_tensor(
