@@ -184,7 +184,7 @@ class LoadReport:
     loaded: list[str]
     unused: list[str]
     new: list[str]  # newly initialised, see `fresh`
-    notes: list[str] = dataclasses.field(default_factory=list)  # sentences for the user
+    notes: list[str]  # what else a user should know
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -243,7 +243,27 @@ def load_weights(
     """
     with blaming(folder / "config.json"):
         model = empty_model(config)
-    wanted, tensors, unused = model.state_dict(), {}, []
+    wanted = model.state_dict()
+    tensors, unused = read_tensors(folder, wanted, config)
+    loaded = [name for name in wanted if name in tensors]
+    new = [name for name in wanted if name not in tensors]
+    check_missing(folder, new, unused, config)
+    kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
+    notes = [f"weights in {kind} become float32" for kind in sorted(kinds - {"float32"})]
+    tensors = {name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()}
+    for name in new:
+        tensors[name] = fresh(name, wanted[name].shape, tensors, config)
+    # A dot product may round in another way where numbers don't lie at a multiple of 16 bytes.
+    tensors["classifier.weight"] = tensors["classifier.weight"].clone()
+    model.load_state_dict(tensors, assign=True)
+    return model.eval(), LoadReport(loaded, unused, new, notes)
+
+
+def read_tensors(
+    folder: Path, wanted: dict[str, Tensor], config: KformerConfig
+) -> tuple[dict[str, Tensor], list[str]]:
+    """By our names those that are `wanted`, and the names in the file of all others."""
+    tensors, unused = {}, []
     for path in weight_files(folder):
         with open_tensors(path) as file:
             for theirs in file.keys():
@@ -256,19 +276,7 @@ def load_weights(
                 else:
                     tensors[name] = file.get_tensor(theirs)
                     check_tensor(theirs, tensors[name], wanted[name].shape, config)
-    new = [name for name in wanted if name not in tensors]
-    check_missing(folder, new, unused, config)
-    report = LoadReport([name for name in wanted if name in tensors], unused, new)
-    kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
-    report.notes = [f"weights in {kind} become float32" for kind in sorted(kinds - {"float32"})]
-    tensors = {name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()}
-    if "classifier.weight" in tensors:
-        # A dot product may round in another way where numbers don't lie at a multiple of 16 bytes.
-        tensors["classifier.weight"] = tensors["classifier.weight"].clone()
-    for name in new:
-        tensors[name] = fresh(name, wanted[name].shape, tensors, config)
-    model.load_state_dict(tensors, assign=True)
-    return model.eval(), report
+    return tensors, unused
 
 
 def is_other_head(name: str, shape: list[int]) -> bool:
@@ -346,11 +354,11 @@ def open_folder(
     check_saved_together(folder, tokenizer)
     config.sep_token_id = tokenizer.sep_token_id
     model, report = load_weights(folder, config)
-    report.notes += notes(folder, overrides, config, tokenizer)
+    report.notes += remarks(folder, overrides, config, tokenizer)
     return model, tokenizer, report
 
 
-def notes(
+def remarks(
     folder: Path, overrides: dict, config: KformerConfig, tokenizer: Tokenizer
 ) -> list[str]:
     """Sentences on what was taken for granted."""
