@@ -21,11 +21,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from kformer import KformerConfig, KformerForMultipleChoice
-from parts.files import blaming, must_be, open_tensors, read_json, replacing
+from parts.files import blaming, check_file, must_be, open_tensors, read_json, replacing
 from parts.tokenizer import Tokenizer
 from parts.vocabulary import load_tokenizer
 
@@ -201,6 +201,7 @@ def weight_files(folder: Path) -> list[Path]:
                     raise FileNotFoundError(f"{index}: the shard {name!r} is missing")
             return [folder / name for name in names]
     if pickles := sorted(path.name for path in folder.glob("pytorch_model*.bin")):
+        check_file(folder / pickles[0])
         raise FileNotFoundError(
             f"{whole}: no such file, and {' + '.join(pickles)} is a pickle, which isn't read here. "
             'To convert it, in that folder: python -c "import glob, torch, safetensors.torch as s; '
@@ -208,7 +209,9 @@ def weight_files(folder: Path) -> list[Path]:
             "w = {k: t for f in files for k, t in torch.load(f, weights_only=True).items()}; "
             "s.save_file({k: t.clone().contiguous() for k, t in w.items()}, 'model.safetensors')\""
         )
-    raise FileNotFoundError(f"{whole}: no such file")
+    others = sorted(path.name for path in folder.glob("*model*"))
+    but = f", but {' + '.join(others)}: transformers may be able to convert that" if others else ""
+    raise FileNotFoundError(f"{whole}: no such file{but}")
 
 
 class Unfilled(TorchFunctionMode):
@@ -447,9 +450,8 @@ def save_pretrained(
     writing leaves the old folder as it was. Raises ValueError, before anything is written, for what
     couldn't be opened again.
     """
-    folder, model = Path(folder), unwrapped(model)
-    config = model.config
-    tensors = whole_tensors(model)
+    folder, model = Path(folder), getattr(model, "module", model)  # of DataParallel
+    config, tensors = model.config, whole_tensors(model)
     check_vocabulary(folder, tokenizer, config)
     kind = config.model_type.capitalize()
     fields = {"architectures": [f"{kind}ForMultipleChoice"], "hidden_act": "gelu"}
@@ -477,13 +479,6 @@ def sort_metadata(path: Path) -> None:
         file.write(json.dumps(header, separators=(",", ":")).encode("utf-8").ljust(size))
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside of torch.compile, DataParallel and DistributedDataParallel."""
-    for name in ("module", "_orig_mod"):
-        model = getattr(model, name, model)
-    return model
-
-
 def whole_tensors(model: KformerForMultipleChoice) -> dict[str, Tensor]:
     """All parameters by their names in the file, each with memory of its own.
 
@@ -491,7 +486,7 @@ def whole_tensors(model: KformerForMultipleChoice) -> dict[str, Tensor]:
     """
     tensors = {}
     for name, tensor in model.state_dict().items():
-        name = name.replace("_orig_mod.", "")  # of a layer inside of torch.compile
+        name = name.replace("_orig_mod.", "")  # of torch.compile
         tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
     with Unfilled():
         wanted = KformerForMultipleChoice(model.config).state_dict()

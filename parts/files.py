@@ -91,8 +91,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(f"{prefix}????????"):  # by somebody who was killed
-            if left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(left, ignore_errors=True)  # a file or a link of that name stays
         with TemporaryDirectory(dir=folder, prefix=prefix) as new:
             yield Path(new)
             written = sorted(Path(new).iterdir(), key=lambda path: path.suffix != ".safetensors")

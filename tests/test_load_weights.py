@@ -562,6 +562,12 @@ BAD_FOLDERS = {
     "model.safetensors: a pointer of Git LFS, not the file: run git lfs pull": pointer(
         "model.safetensors"
     ),
+    "pytorch_model.bin: a pointer of Git LFS": lambda f: (
+        (f / "model.safetensors").unlink(), pointer("pytorch_model.bin")(f)
+    ),
+    "model.safetensors: no such file, but tf_model.h5: transformers may": lambda f: (
+        (f / "model.safetensors").rename(f / "tf_model.h5")
+    ),
     "config.json: a pointer of Git LFS": pointer("config.json"),
     "vocab.txt: a pointer of Git LFS": pointer("vocab.txt"),
     "tokenizer.json: a pointer of Git LFS": pointer("tokenizer.json"),
