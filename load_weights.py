@@ -414,8 +414,8 @@ def check_saved_together(folder: Path, tokenizer: Tokenizer) -> None:
             if saved.get(name) != found[name]:
                 raise ValueError(
                     f"saved with {name} {saved.get(name)}, but the files beside it have "
-                    f"{found[name]}: the folder was saved in part, save it again; to change a "
-                    f"setting, leave config.json as it was: load_pretrained(folder, {name}=...)"
+                    f"{found[name]}: the folder was saved in part, save it again. (A setting is "
+                    "changed by load_pretrained(folder, num_facts=3), not in config.json.)"
                 )
 
 
