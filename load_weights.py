@@ -6,7 +6,7 @@ Files and tensors carry the names that Hugging Face transformers gives them: a B
 folder from there opens here to the same ids, hidden states and scores, and what is written here
 opens there. No pickle is read or written, so a checkpoint from a stranger can't run code.
 
-Read it from top to bottom: names -> files -> config -> weights -> tokenizers -> report.
+Read it from top to bottom: names -> config -> weights -> opening -> saving -> report.
 """
 
 import argparse
@@ -16,16 +16,16 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from kformer import KformerConfig, KformerForMultipleChoice
-from parts.files import blaming, must_be, read_json, replacing
+from parts.files import blaming, check_file, must_be, open_tensors, read_json, replacing
 from parts.tokenizer import Tokenizer
 from parts.vocabulary import load_tokenizer
 
@@ -68,20 +68,110 @@ def their_name(ours: str, model_type: str) -> str:
 
 # --------------------------------------------------------------------------------------- config
 
+FIELDS = {field.name: field.type for field in dataclasses.fields(KformerConfig)}
+
+# What a missing field stands for, where BERT and RoBERTa differ.
+DEFAULTS = {
+    "bert": {"vocab_size": 30522, "pad_token_id": 0},
+    "roberta": {"vocab_size": 50265, "pad_token_id": 1},
+}
+
+# All other settings that change the hidden states, in transformers 5.23 and in older versions, and
+# what is built here; None is a setting that isn't built at all.
+BUILT = {
+    "hidden_act": ("gelu", "gelu_python"),  # one function, in two implementations
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "is_encoder_decoder": False,
+    "add_cross_attention": False,
+    "pruned_heads": {},
+    "per_layer_config": None,
+    "fusion_config": None,
+    "quantization_config": None,
+    "compression_config": None,
+    "quantization": None,
+    "auto_map": None,  # code of its own
+    "transformers_weights": None,  # another file than model.safetensors
+    "configuration_files": None,  # another file than config.json
+}
+
 
 def load_config(folder: str | Path, **overrides: object) -> KformerConfig:
-    """The fields of config.json that KformerConfig knows; `overrides` replace them."""
-    path = Path(folder, "config.json")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder")
-    content = read_json(path)
-    with blaming(path):
-        if "model_type" not in content:
-            raise ValueError('"model_type" is missing, must be "bert" or "roberta"')
-        must_be(content, hidden_act="gelu", position_embedding_type="absolute", is_decoder=False)
-        known = {field.name for field in dataclasses.fields(KformerConfig)}
-        fields = {name: value for name, value in content.items() if name in known}
-        return KformerConfig(**fields | overrides)
+    """The fields of config.json that KformerConfig knows; `overrides` replace them first of all.
+
+    Raises ValueError for whatever would make another model in transformers than it does here.
+    """
+    folder = Path(folder)
+    check_folder(folder)
+    for name in overrides:
+        if name not in FIELDS:
+            raise ValueError(f"{name!r} is none of the settings: {', '.join(FIELDS)}")
+    content = read_config(folder) | overrides
+    if "model_type" not in content:
+        content["model_type"] = guess_model_type(folder, content)
+    with blaming(folder / "config.json"):
+        model_type = content["model_type"]
+        if model_type not in DEFAULTS:
+            raise ValueError(f'model_type is "{model_type}", must be "bert" or "roberta"')
+        must_be(content, **BUILT)
+        fields = {name: value for name, value in content.items() if name in FIELDS}
+        fields = DEFAULTS[model_type] | fields
+        for name, value in fields.items():
+            check_number(name, value)
+        return KformerConfig(**fields)
+
+
+def read_config(folder: Path) -> dict:
+    """Without what is null: it is as if it weren't there."""
+    content = read_json(folder / "config.json")
+    return {name: value for name, value in content.items() if value is not None}
+
+
+def check_folder(folder: Path) -> None:
+    """Raises an error that says where a checkpoint is to be had, if it isn't here."""
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder}: no such folder. From the Hugging Face Hub, a model that has a "
+            f"model.safetensors comes by: hf download NAME --local-dir {folder}"
+        )
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{folder}: an adapter (adapter_config.json), which belongs to the weights of another "
+            "model: merge the two with merge_and_unload of peft, and save that"
+        )
+    if not (folder / "config.json").is_file():
+        configs = [*folder.glob("*/config.json"), *folder.glob("snapshots/*/config.json")]
+        deeper = [str(path.parent) for path in configs if any(path.parent.glob("*model*"))]
+        where = f", but in {' and in '.join(deeper[:3])} there is: open that" if deeper else ""
+        raise FileNotFoundError(f"{folder / 'config.json'}: no such file{where}")
+
+
+def guess_model_type(folder: Path, content: dict) -> str:
+    """For a config.json of 2019 or 2020, which doesn't say it: what the classes in it are called,
+    or where there are none, the tensors.
+    """
+    names = re.findall(r"\w+", str(content.get("architectures", "")).lower())
+    if not names:
+        for path in folder.glob("*.safetensors"):
+            with open_tensors(path) as file:
+                names += file.keys()
+    for model_type in DEFAULTS:
+        if any(re.match(rf"{model_type}(\.|model|for|lm)", name) for name in names):
+            return model_type
+    raise ValueError(
+        f'{folder / "config.json"}: "model_type" is missing, must be "bert" or "roberta": write it '
+        'there, or load_pretrained(folder, model_type="bert")'
+    )
+
+
+def check_number(name: str, value: object) -> None:
+    """Raises ValueError for what isn't a number, or out of range."""
+    most = 1000 if name == "num_hidden_layers" else 1_000_000
+    least = 0 if name.endswith("token_id") else 1
+    if FIELDS[name] is int and (type(value) is not int or not least <= value <= most):
+        raise ValueError(f"{name} is {value!r}, must be a whole number from {least} to {most:,}")
+    if FIELDS[name] is float and (type(value) not in (int, float) or not 0 <= value < 1):
+        raise ValueError(f"{name} is {value!r}, must be at least 0 and below 1")
 
 
 # -------------------------------------------------------------------------------------- weights
@@ -94,6 +184,7 @@ class LoadReport:
     loaded: list[str]
     unused: list[str]
     new: list[str]  # newly initialised, see `fresh`
+    notes: list[str]  # what else a user should know
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -109,19 +200,25 @@ def weight_files(folder: Path) -> list[Path]:
                 if not (folder / name).is_file():
                     raise FileNotFoundError(f"{index}: the shard {name!r} is missing")
             return [folder / name for name in names]
-    if (folder / "pytorch_model.bin").is_file():
+    if pickles := sorted(path.name for path in folder.glob("pytorch_model*.bin")):
+        check_file(folder / pickles[0])
         raise FileNotFoundError(
-            f"{whole}: no such file, and pytorch_model.bin is a pickle, which isn't read here. "
-            "To convert it, in that folder: python -c \"import torch, safetensors.torch as s; "
-            "w = torch.load('pytorch_model.bin', weights_only=True); s.save_file("
-            "{k: t.clone().contiguous() for k, t in w.items()}, 'model.safetensors')\""
+            f"{whole}: no such file, and {' + '.join(pickles)} is a pickle, which isn't read here. "
+            'To convert it, in that folder: python -c "import glob, torch, safetensors.torch as s; '
+            "files = glob.glob('pytorch_model*.bin'); "
+            "w = {k: t for f in files for k, t in torch.load(f, weights_only=True).items()}; "
+            "s.save_file({k: t.clone().contiguous() for k, t in w.items()}, 'model.safetensors')\""
         )
-    raise FileNotFoundError(f"{whole}: no such file")
+    others = sorted(path.name for path in folder.glob("*model*"))
+    but = f", but {' + '.join(others)}: transformers may be able to convert that" if others else ""
+    raise FileNotFoundError(f"{whole}: no such file{but}")
 
 
 class Unfilled(TorchFunctionMode):
     """For building modules whose weights come from a file: in-place functions, which would fill
     them with a start, do nothing, and their memory is reserved but never touched.
+
+    torch.device("meta") would do as well, but costs a second: it imports 800 modules.
     """
 
     def __torch_function__(
@@ -130,6 +227,11 @@ class Unfilled(TorchFunctionMode):
         if re.search(r"[^_]_$", function.__name__):  # normal_, mul_, but not __get__
             return args[0] if args else kwargs["tensor"]
         return function(*args, **kwargs or {})
+
+
+def empty_model(config: KformerConfig) -> KformerForMultipleChoice:
+    with Unfilled():
+        return KformerForMultipleChoice(config)
 
 
 def load_weights(
@@ -142,32 +244,42 @@ def load_weights(
     are mapped from the file, as transformers does it: as long as the model lives, the file may be
     replaced, but mustn't be written into.
     """
-    with blaming(folder / "config.json"), Unfilled():
-        model = KformerForMultipleChoice(config)
-    wanted, tensors, report = model.state_dict(), {}, LoadReport([], [], [])
+    with blaming(folder / "config.json"):
+        model = empty_model(config)
+    wanted = model.state_dict()
+    tensors, unused = read_tensors(folder, wanted, config)
+    loaded = [name for name in wanted if name in tensors]
+    new = [name for name in wanted if name not in tensors]
+    check_missing(folder, new, unused, config)
+    kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
+    notes = [f"weights in {kind} become float32" for kind in sorted(kinds - {"float32"})]
+    tensors = {name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()}
+    for name in new:
+        tensors[name] = fresh(name, wanted[name].shape, tensors, config)
+    # A dot product may round in another way where numbers don't lie at a multiple of 16 bytes.
+    tensors["classifier.weight"] = tensors["classifier.weight"].clone()
+    model.load_state_dict(tensors, assign=True)
+    return model.eval(), LoadReport(loaded, unused, new, notes)
+
+
+def read_tensors(
+    folder: Path, wanted: dict[str, Tensor], config: KformerConfig
+) -> tuple[dict[str, Tensor], list[str]]:
+    """By our names those that are `wanted`, and the names in the file of all others."""
+    tensors, unused = {}, []
     for path in weight_files(folder):
-        with blaming(path), safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             for theirs in file.keys():
                 name = our_name(theirs)
                 if name in tensors:
                     raise ValueError(f"{theirs} is there twice, under another prefix or name")
                 if name not in wanted or is_other_head(name, file.get_slice(theirs).get_shape()):
-                    report.unused.append(theirs)
-                    continue
-                tensor = file.get_tensor(theirs)
-                check(theirs, tensor, wanted[name].shape, config)
-                if name == "classifier.weight":  # a dot product may round in another way where
-                    tensor = tensor.clone()  # numbers don't lie at a multiple of 16 bytes
-                tensors[name] = tensor.to(wanted[name].dtype)
-    with blaming(folder):
-        for name in wanted:
-            if name in tensors:
-                report.loaded.append(name)
-            else:
-                tensors[name] = fresh(name, wanted[name].shape, tensors, config)
-                report.new.append(name)
-    model.load_state_dict(tensors, assign=True)
-    return model.eval(), report
+                    check_unused(theirs, wanted)
+                    unused.append(theirs)
+                else:
+                    tensors[name] = file.get_tensor(theirs)
+                    check_tensor(theirs, tensors[name], wanted[name].shape, config)
+    return tensors, unused
 
 
 def is_other_head(name: str, shape: list[int]) -> bool:
@@ -175,10 +287,27 @@ def is_other_head(name: str, shape: list[int]) -> bool:
     return name.startswith("classifier.") and shape[:1] != [1]
 
 
-def check(name: str, tensor: Tensor, wanted: torch.Size, config: KformerConfig) -> None:
-    """Raises ValueError for whole numbers, and for a shape that the config doesn't ask for."""
-    if not tensor.is_floating_point():
-        raise ValueError(f"{name} holds {tensor.dtype}, must hold floating-point numbers")
+def check_unused(theirs: str, wanted: dict[str, Tensor]) -> None:
+    """Raises ValueError for what stands beside a weight of ours and changes what it means: the
+    scale of a quantised one, an adapter's lora_A.
+    """
+    known = {their_name(name, "bert").rpartition(".")[0] for name in wanted} - {"classifier"}
+    name = re.sub(r"^(roberta\.|bert\.|)", "bert.", theirs)
+    beside = any(name.startswith(f"{module}.") for module in known)
+    if beside or "lora_" in theirs or "adapter" in theirs:
+        raise ValueError(
+            f"{theirs} isn't built here: take weights that aren't quantised, with adapters merged "
+            "into them"
+        )
+
+
+def check_tensor(name: str, tensor: Tensor, wanted: torch.Size, config: KformerConfig) -> None:
+    """Raises ValueError for other numbers, and for a shape that the config doesn't ask for."""
+    if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(
+            f"{name} holds {tensor.dtype}, must hold floating-point numbers of 16 bits or more: "
+            "take weights that aren't quantised"
+        )
     if tensor.shape != wanted:
         sizes = {k: v for k, v in vars(config).items() if k.endswith(("_size", "_embeddings"))}
         wrong = set(wanted) - set(tensor.shape) or set(wanted)
@@ -189,10 +318,20 @@ def check(name: str, tensor: Tensor, wanted: torch.Size, config: KformerConfig) 
         )
 
 
+def check_missing(folder: Path, new: list[str], unused: list[str], config: KformerConfig) -> None:
+    """Raises ValueError for a parameter that can't be new: without it, it is another model."""
+    for name in new:
+        if not re.search(r"^fact_embeddings|^pooler|^classifier|\.W[kv]\.", name):
+            theirs = their_name(name, config.model_type)
+            alike = [other for other in unused if other.endswith(theirs.partition(".")[2])]
+            but = f", but {alike[0]} is there: rename the tensors" if alike else ""
+            raise ValueError(f"{folder}: {theirs} is missing{but}")
+
+
 def fresh(
     name: str, shape: torch.Size, loaded: dict[str, Tensor], config: KformerConfig
 ) -> Tensor:
-    """How a parameter starts that the checkpoint lacks. Raises ValueError for one that it mustn't.
+    """How a parameter starts that the checkpoint lacks.
 
     The release draws Wk and Wv (`kfc1`, `kfc2`) from N(0, 0.02), as BERT does the head and the
     pooler: then a fact's key has nothing to do with its words, and facts are hardly used. With
@@ -201,11 +340,12 @@ def fresh(
     """
     if name == "fact_embeddings.weight":
         return loaded["embeddings.word_embeddings.weight"].clone()
-    if re.search(r"^pooler|^classifier|\.W[kv]\.", name) is None:
-        raise ValueError(f"{their_name(name, config.model_type)} is missing")
     if name.endswith("bias") or (name.endswith("Wv.weight") and config.inject == "ffn"):
         return torch.zeros(shape)
     return torch.eye(shape[0]) if ".W" in name else 0.02 * torch.randn(shape)
+
+
+# -------------------------------------------------------------------------------------- opening
 
 
 def open_folder(
@@ -213,19 +353,70 @@ def open_folder(
 ) -> tuple[KformerForMultipleChoice, Tokenizer, LoadReport]:
     """Config, tokenizer and weights, after a look at whether they belong together."""
     config, tokenizer = load_config(folder, **overrides), load_tokenizer(folder)
-    if len(tokenizer.vocab) != config.vocab_size:
+    check_vocabulary(folder, tokenizer, config)
+    check_saved_together(folder, tokenizer)
+    config.sep_token_id = tokenizer.sep_token_id
+    model, report = load_weights(folder, config)
+    report.notes += remarks(folder, overrides, config, tokenizer)
+    return model, tokenizer, report
+
+
+def remarks(
+    folder: Path, overrides: dict, config: KformerConfig, tokenizer: Tokenizer
+) -> list[str]:
+    """Sentences on what was taken for granted."""
+    content, said = read_config(folder) | overrides, []
+    if "model_type" not in content:
+        said.append(f"config.json has no model_type, by its names it is {config.model_type}")
+    if spare := config.vocab_size - 1 - max(tokenizer.ids.values()):
+        said.append(f"{spare} rows of the embeddings are of no token in the vocabulary")
+    dtype = content.get("dtype", content.get("torch_dtype", "float32"))
+    if dtype != "float32":
+        said.append(f"config.json has dtype {dtype}, but the states are float32 here")
+    return said
+
+
+def check_vocabulary(folder: Path, tokenizer: Tokenizer, config: KformerConfig) -> None:
+    """Raises ValueError for a tokenizer whose ids aren't the model's."""
+    needed = max(tokenizer.ids.values()) + 1
+    if needed > config.vocab_size:
         raise ValueError(
-            f"{folder}: the vocabulary has {len(tokenizer.vocab)} tokens, but vocab_size in "
-            f"config.json is {config.vocab_size}: take the vocabulary that came with the weights"
+            f"{folder}: the vocabulary has {needed} tokens, but vocab_size in config.json is "
+            f"{config.vocab_size}: take the vocabulary that came with the weights"
         )
     if tokenizer.pad_token_id != config.pad_token_id:
         raise ValueError(
             f"{folder}: {tokenizer.special[0]} has the id {tokenizer.pad_token_id}, but "
-            f"pad_token_id in config.json is {config.pad_token_id}"
+            f"pad_token_id in config.json is {config.pad_token_id}: correct the wrong one"
         )
-    config.sep_token_id = tokenizer.sep_token_id
-    model, report = load_weights(folder, config)
-    return model, tokenizer, report
+
+
+def identity(fields: dict, tokenizer: Tokenizer) -> dict:
+    """What the shapes of the weights don't show of the config and the vocabulary they belong to."""
+    names = ("model_type", "num_attention_heads", "layer_norm_eps", "pad_token_id")
+    names += ("inject", "inject_layers", "num_facts")
+    vocabulary = json.dumps(sorted(tokenizer.ids.items())).encode("utf-8")
+    return {n: fields.get(n) for n in names} | {"vocabulary": sha256(vocabulary).hexdigest()[:16]}
+
+
+def check_saved_together(folder: Path, tokenizer: Tokenizer) -> None:
+    """Raises ValueError where somebody was killed while saving over a model of another kind.
+
+    save_pretrained writes the identity into the file of the weights, which is replaced first.
+    """
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        return
+    with open_tensors(path) as file:
+        saved = json.loads((file.metadata() or {}).get("kformer", "{}"))
+        found = identity(read_config(folder), tokenizer) if saved else {}
+        for name in found:
+            if saved.get(name) != found[name]:
+                raise ValueError(
+                    f"saved with {name} {saved.get(name)}, but the files beside it have "
+                    f"{found[name]}: the folder was saved in part, save it again. (A setting is "
+                    "changed by load_pretrained(folder, num_facts=3), not in config.json.)"
+                )
 
 
 def load_pretrained(
@@ -238,10 +429,15 @@ def load_pretrained(
     Raises FileNotFoundError or ValueError with one line that says what is wrong, and where.
     """
     model, tokenizer, report = open_folder(Path(folder), **overrides)
+    for note in report.notes:
+        print(f"{folder}: {note}")
     for what, names in (("unused", report.unused), ("newly initialised", report.new)):
         if names:
             print(f"{folder}: {what}: {', '.join(grouped(names))}")
     return model, tokenizer
+
+
+# --------------------------------------------------------------------------------------- saving
 
 
 def save_pretrained(
@@ -251,25 +447,52 @@ def save_pretrained(
 
     transformers opens it too, as BertForMultipleChoice or RobertaForMultipleChoice. All files are
     whole before the first one takes the place of its old self, the weights first: a crash while
-    writing leaves the old folder as it was.
+    writing leaves the old folder as it was. Raises ValueError, before anything is written, for what
+    couldn't be opened again.
     """
-    folder, config = Path(folder), model.config
+    folder, model = Path(folder), getattr(model, "module", model)  # of DataParallel
+    config, tensors = model.config, whole_tensors(model)
+    check_vocabulary(folder, tokenizer, config)
     kind = config.model_type.capitalize()
     fields = {"architectures": [f"{kind}ForMultipleChoice"], "hidden_act": "gelu"}
     fields |= dataclasses.asdict(config)
-    tensors = {
-        their_name(name, config.model_type): tensor.contiguous()
-        for name, tensor in model.state_dict().items()
-    }
     texts = {"config.json": json.dumps(fields, indent=2) + "\n"} | tokenizer.files()
+    metadata = {"format": "pt", "kformer": json.dumps(identity(fields, tokenizer))}
 
     with replacing(folder) as new:
         for name, text in texts.items():
             (new / name).write_bytes(text.encode("utf-8"))
-        save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, new / "model.safetensors", metadata=metadata)
+        sort_metadata(new / "model.safetensors")
         shutil.copymode(new / "config.json", new / "model.safetensors")  # not private
     for name in {"tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"} - texts.keys():
         (folder / name).unlink(missing_ok=True)  # of the tokenizer that was here before
+
+
+def sort_metadata(path: Path) -> None:
+    """safetensors writes it in random order; sorted, the same model is the same file."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        file.seek(8)
+        file.write(json.dumps(header, separators=(",", ":")).encode("utf-8").ljust(size))
+
+
+def whole_tensors(model: KformerForMultipleChoice) -> dict[str, Tensor]:
+    """All parameters by their names in the file, each with memory of its own.
+
+    Raises ValueError where they aren't those that the config asks for.
+    """
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        name = name.replace("_orig_mod.", "")  # of torch.compile
+        tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
+    with Unfilled():
+        wanted = KformerForMultipleChoice(model.config).state_dict()
+    if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in wanted.items()}:
+        raise ValueError("save_pretrained: these aren't the parameters that model.config asks for")
+    return {their_name(name, model.config.model_type): t for name, t in tensors.items()}
 
 
 # -------------------------------------------------------------------------------------- report
@@ -309,6 +532,8 @@ def describe(folder: Path, inject: str) -> None:
         f"{config.intermediate_size}, up to {config.max_tokens} tokens"
     )
     print(f"           {sum(p.numel() for p in model.parameters()):,} parameters")
+    for note in report.notes:
+        print(f"note       {note}")
     lists = {"loaded": report.loaded, "unused": report.unused, "new": report.new}
     for what, names in lists.items():
         print(f"{what:10} {len(names)}", *grouped(names), sep="\n             ")

@@ -1,18 +1,20 @@
 """Files read and written: what is wrong with one becomes a line that names it.
 
-    read_text, read_json, blaming    whatever a file may hold, an error of one line
-    replacing                        new files take the places of the old ones, whole or not at all
+    read_text, read_json, open_tensors    whatever a file may hold, an error of one line
+    blaming, must_be                      the same for what is done with the content
+    replacing                             new files take the places of the old ones, each whole
 """
 
 import json
 import os
+import reprlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 
 @contextmanager
@@ -33,9 +35,17 @@ def blaming(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: {line}") from None
 
 
-def read_text(path: Path) -> str:
+def check_file(path: Path) -> None:
+    """Raises an error where the file isn't there, or only the pointer that Git LFS has for it."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    with open(path, "rb") as file:
+        if file.read(40).startswith(b"version https://git-lfs"):
+            raise ValueError(f"{path}: a pointer of Git LFS, not the file: run git lfs pull there")
+
+
+def read_text(path: Path) -> str:
+    check_file(path)
     with blaming(path):
         return path.read_text(encoding="utf-8")
 
@@ -49,11 +59,26 @@ def read_json(path: Path) -> dict:
         return content
 
 
+@contextmanager
+def open_tensors(path: Path) -> Iterator[safe_open]:
+    """A safetensors file, to read from."""
+    check_file(path)
+    with blaming(path), safe_open(path, framework="pt") as file:
+        yield file
+
+
 def must_be(content: dict, **known: object) -> None:
-    """Raises ValueError for a setting that isn't built here; where it's missing it is the usual."""
+    """Raises ValueError for a setting that isn't built here; where it's missing it is the usual.
+
+    `known` are the values that are built: several in a tuple, None where it must be missing.
+    """
     for key, value in known.items():
-        if content.get(key) not in (None, value):
-            raise ValueError(f'"{key}" is {content[key]!r}, only {value!r} is known here')
+        values = value if isinstance(value, tuple) else (value,)
+        if content.get(key) not in (None, *values):
+            found = reprlib.repr(content[key])  # it may be long
+            if value is None:
+                raise ValueError(f'"{key}" is {found}, not built here: take a model without it')
+            raise ValueError(f'"{key}" is {found}, only {values[0]!r} is known here')
 
 
 @contextmanager
@@ -62,11 +87,12 @@ def replacing(folder: Path) -> Iterator[Path]:
     weights first, and each at once: a crash leaves the old file or the new one, never half of one.
     Raises OSError with one line that names `folder`.
     """
+    prefix = ".kformer-writing-"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob("writing-*"):  # by somebody who was killed
-            shutil.rmtree(left)
-        with TemporaryDirectory(dir=folder, prefix="writing-") as new:
+        for left in folder.glob(f"{prefix}????????"):  # by somebody who was killed
+            shutil.rmtree(left, ignore_errors=True)  # a file or a link of that name stays
+        with TemporaryDirectory(dir=folder, prefix=prefix) as new:
             yield Path(new)
             written = sorted(Path(new).iterdir(), key=lambda path: path.suffix != ".safetensors")
             for path in written:

@@ -6,8 +6,10 @@ import os
 import random
 import re
 import shutil
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -15,21 +17,21 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import load_weights
-from kformer import (
-    Kformer,
-)
+from kformer import Kformer, KformerForMultipleChoice
 from load_weights import (
     grouped,
+    load_config,
     load_pretrained,
     load_tokenizer,
     open_folder,
     save_pretrained,
 )
+from parts.files import replacing
 from parts.tokenizer import WordPiece
-from test_kformer import KINDS, REFERENCE, N, biggest_change, padded_batch, tiny
+from test_kformer import HERE, KINDS, REFERENCE, N, biggest_change, padded_batch, tiny
 from tests.common import change_json, change_tensors, tiny_tokenizer
 from tests.test_tokenizer import same_ids_as_transformers, whole_tokenizer
 
@@ -116,6 +118,78 @@ def test_other_dtypes_load_as_float32(dtype: torch.dtype, folder: Path) -> None:
         assert torch.equal(tensor, plain[name].to(dtype).float()), name
 
 
+def test_what_transformers_would_compute_in_is_said(folder: Path) -> None:
+    assert open_folder(folder)[2].notes == []
+    change_json(folder / "config.json", dtype="float16")
+    note = "config.json has dtype float16, but the states are float32 here"
+    assert open_folder(folder)[2].notes == [note]
+    change_json(folder / "config.json", dtype=None)
+    change_tensors(folder, lambda n, t: {n: t.half()})
+    assert open_folder(folder)[2].notes == ["weights in float16 become float32"]
+
+
+def test_the_default_is_the_one_of_the_architecture(folder: Path) -> None:
+    """Fields that are missing or null, and the dimensions of a folder without them."""
+    whole = load_config(folder)
+    remove_fields(folder, "pad_token_id", "layer_norm_eps", "is_decoder", "position_embedding_type")
+    same_as_transformers(folder)
+    assert load_config(folder) == whole
+    change_json(folder / "config.json", pad_token_id=None, sep_token_id=None, pruned_heads=None)
+    assert load_config(folder) == whole
+    remove_fields(folder, "vocab_size")
+    assert load_config(folder).vocab_size == {"bert": 30522, "roberta": 50265}[folder.name]
+
+
+def test_a_config_of_2019_is_of_the_kind_that_its_names_say(folder: Path) -> None:
+    kind = folder.name
+    note = f"config.json has no model_type, by its names it is {kind}"
+    remove_fields(folder, "model_type")
+    same_as_transformers(folder)
+    assert open_folder(folder)[2].notes == [note]
+    remove_fields(folder, "architectures")
+    assert open_folder(folder)[2].notes == [note]
+    change_tensors(folder, LAYOUTS["no prefix"])
+    line = r'config.json: "model_type" is missing, .* load_pretrained\(folder, model_type="bert"\)'
+    for architectures in ([], ["XLMRobertaModel"], ["CamembertModel"]):
+        change_json(folder / "config.json", architectures=architectures)
+        with pytest.raises(ValueError, match=line):
+            open_folder(folder)
+    model, _, report = open_folder(folder, model_type=kind)
+    assert (model.config.model_type, report.notes) == (kind, [])
+
+
+def test_overrides_come_before_checks(folder: Path) -> None:
+    wrong = {"model_type": "gpt2", "pad_token_id": -1, "hidden_dropout_prob": 2, "inject": "?"}
+    right = {"model_type": folder.name, "pad_token_id": load_config(folder).pad_token_id}
+    change_json(folder / "config.json", **wrong)
+    config = load_pretrained(folder, **right, hidden_dropout_prob=0.3, inject="ffn")[0].config
+    assert (config.hidden_dropout_prob, config.inject) == (0.3, "ffn")
+    with pytest.raises(ValueError, match="'foo' is none of the settings: vocab_size, ") as error:
+        load_pretrained(folder, foo=1)
+    assert "config.json" not in str(error.value)
+
+
+def test_embeddings_may_have_more_rows_than_tokens(folder: Path) -> None:
+    """30,528 for 30,522, say: a multiple of 8 or 64 is fast."""
+    size = load_config(folder).vocab_size
+    change_json(folder / "config.json", vocab_size=size + 3)
+    rows = torch.ones(3, 16)
+    change_tensors(folder, lambda n, t: {n: torch.cat([t, rows]) if "word_emb" in n else t})
+    same_as_transformers(folder)
+    note = "3 rows of the embeddings are of no token in the vocabulary"
+    assert open_folder(folder)[2].notes == [note]
+
+
+def test_a_vocabulary_that_was_cut_off_is_noticed(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """It can't be told from one that has fewer tokens than there are rows, so it is said."""
+    folder = Path(shutil.copytree(REFERENCE / "bert", tmp_path / "bert"))
+    cut(folder / "vocab.txt")
+    load_pretrained(folder)
+    assert "3 rows of the embeddings are of no token" in capsys.readouterr().out
+
+
 def test_every_tensor_is_in_one_of_three_lists(folder: Path) -> None:
     """A folder with extras, without a pooler, and with a head for three classes."""
     change_tensors(folder, LAYOUTS["extras"])
@@ -173,6 +247,14 @@ def test_a_saved_folder_is_the_one_it_was(folder: Path, tmp_path: Path) -> None:
     same_ids_as_transformers(tmp_path / "saved")
 
 
+def test_the_same_model_is_the_same_file(tmp_path: Path) -> None:
+    model, contents = tiny("ffn"), set()
+    for _ in range(8):
+        save_pretrained(model, tiny_tokenizer(), tmp_path)
+        contents.add((tmp_path / "model.safetensors").read_bytes())
+    assert len(contents) == 1
+
+
 def test_who_may_read_the_config_may_read_the_weights(tmp_path: Path) -> None:
     save_pretrained(tiny("none"), tiny_tokenizer(), tmp_path)
     modes = {path.stat().st_mode for path in tmp_path.iterdir()}
@@ -205,12 +287,139 @@ def test_a_crash_while_writing_leaves_the_folder_readable(
 
     place = "load_weights.save_file" if failing == "save_file" else "os.replace"
     monkeypatch.setattr(place, crash)
-    (tmp_path / "writing-of-one-who-was-killed").mkdir()
+    (tmp_path / ".kformer-writing-a1b2c3d4").mkdir()  # of one who was killed
     with pytest.raises(OSError, match=f"{tmp_path}: can't be written .*disk full"):
         save_pretrained(new, tokenizer, tmp_path)
     bias = load_pretrained(tmp_path)[0].classifier.bias
     assert torch.equal(bias, (old if failing in (1, "save_file") else new).classifier.bias)
     assert len(list(tmp_path.iterdir())) == 4, "what was half written is gone"
+
+
+def open_or_line(folder: Path) -> tuple | str:
+    """What open_folder returns, or its error."""
+    try:
+        return open_folder(folder)
+    except ValueError as error:
+        return str(error)
+
+
+def test_a_save_that_was_cut_off_never_opens_as_a_mixture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model is saved over one of the same shape and another kind, and killed at every point."""
+    first, others = tiny("ffn").float(), [
+        (tiny("attention").float(), tiny_tokenizer()),
+        (tiny("ffn", inject_layers=(1, 2)).float(), tiny_tokenizer()),
+        (tiny("ffn", num_facts=2).float(), tiny_tokenizer()),
+        (tiny("ffn", num_attention_heads=1).float(), tiny_tokenizer()),
+        (tiny("ffn").float(), WordPiece([*tiny_tokenizer().vocab[:-2], "other", "words"])),
+    ]
+    replace_file = os.replace
+    for (other, tokenizer), killed in itertools.product(others, range(1, 6)):
+        save_pretrained(first, tiny_tokenizer(), tmp_path)
+        calls = itertools.count(1)
+
+        def kill(*arguments: object, calls: Iterator = calls, killed: int = killed) -> None:
+            if killed == next(calls):
+                raise KeyboardInterrupt
+            replace_file(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("os.replace", kill)
+            with suppress(KeyboardInterrupt):
+                save_pretrained(other, tokenizer, tmp_path)
+        whole = (first, tiny_tokenizer()) if killed == 1 else (other, tokenizer)
+        opened = open_or_line(tmp_path)
+        if isinstance(opened, str):
+            assert killed in (2, 3, 4), "nothing or all was replaced"
+            assert re.search(r"saved with \w+ .* in part, save it again", opened)
+        else:
+            model, found, _ = opened
+            assert (model.config, found.vocab) == (whole[0].config, whole[1].vocab)
+
+
+def test_a_saved_config_may_be_changed_by_hand(tmp_path: Path) -> None:
+    save_pretrained(tiny("ffn"), tiny_tokenizer(), tmp_path)
+    change_json(tmp_path / "config.json", hidden_dropout_prob=0.4)
+    assert load_pretrained(tmp_path)[0].config.hidden_dropout_prob == 0.4
+    assert load_pretrained(tmp_path, num_facts=2, inject="attention")[0].config.num_facts == 2
+    change_json(tmp_path / "config.json", num_facts=2)
+    with pytest.raises(ValueError, match=r"saved with num_facts .* changed by load_pretrained\("):
+        load_pretrained(tmp_path)
+
+
+def tie(model: KformerForMultipleChoice) -> nn.Module:
+    model.fact_embeddings.weight = model.embeddings.word_embeddings.weight
+    return model
+
+
+def transpose(model: KformerForMultipleChoice) -> nn.Module:
+    for parameter in model.parameters():
+        parameter.data = parameter.data.mT.contiguous().mT if parameter.dim() > 1 else parameter
+    return model
+
+
+def compile_layer(model: KformerForMultipleChoice) -> nn.Module:
+    model.encoder.layer[1] = torch.compile(model.encoder.layer[1])
+    return model
+
+
+WRAPPED = {
+    "torch.compile": torch.compile,
+    "a compiled layer": compile_layer,
+    "DataParallel": nn.DataParallel,
+    "both": lambda model: nn.DataParallel(torch.compile(model)),
+    "tied": tie,
+    "not contiguous": transpose,
+}
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+def test_wrapped_and_tied_models_are_saved_as_they_are(wrapped: str, tmp_path: Path) -> None:
+    model = tiny("ffn").float()
+    outer = WRAPPED[wrapped](model)
+    expected = {name.replace("_orig_mod.", ""): t for name, t in model.state_dict().items()}
+    save_pretrained(outer, tiny_tokenizer(), tmp_path)
+    found = load_pretrained(tmp_path)[0].state_dict()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in found)
+
+
+def test_what_could_not_be_opened_again_is_not_saved(tmp_path: Path) -> None:
+    save_pretrained(tiny("ffn"), tiny_tokenizer(), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    changed, headless = tiny("ffn"), Kformer(tiny("ffn").config)
+    changed.config.inject = "none"
+    large = WordPiece([*tiny_tokenizer().vocab, "more"])
+    for model, tokenizer in (
+        (changed, tiny_tokenizer()), (headless, tiny_tokenizer()), (tiny("ffn"), large)
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"model\.config asks for|the vocabulary has"):
+            save_pretrained(model, tokenizer, tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:
+    for name in ("writing-samples", "writing-a1b2c3d4", ".kformer-writing-my-samples"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "chapter.txt").write_text("It was a dark night.")
+    (tmp_path / "writing-list").write_text("pen, paper")
+    (tmp_path / ".kformer-writing-00000000").symlink_to(tmp_path / "writing-samples")
+    (tmp_path / ".kformer-writing-11111111").write_text("a file")
+    before = sorted(tmp_path.rglob("*"))
+    (tmp_path / ".kformer-writing-a1b2c3d4").mkdir()
+    with replacing(tmp_path) as new:
+        (new / "file.json").write_text("{}")
+    assert sorted([*before, tmp_path / "file.json"]) == sorted(tmp_path.rglob("*"))
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    script = "import os, sys; from pathlib import Path; from parts.files import replacing\n"
+    script += "with replacing(Path(sys.argv[1])) as new: (new / 'a.json').touch(); os._exit(1)"
+    subprocess.run([sys.executable, "-c", script, tmp_path], cwd=HERE, check=False)
+    assert len(list(tmp_path.iterdir())) == 1
+    save_pretrained(tiny("ffn"), tiny_tokenizer(), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_tensors_have_the_names_of_transformers(tmp_path: Path) -> None:
@@ -264,12 +473,48 @@ def change_bert(**fields: object) -> Callable[[Path], None]:
     return lambda folder: change_json(folder / "config.json", **fields)
 
 
+def remove_fields(folder: Path, *names: str) -> None:
+    path = folder / "config.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in fields.items() if k not in names}))
+
+
+def one_level_deeper(folder: Path, place: str) -> None:
+    """What lies in the folder, in a folder below it."""
+    shutil.copytree(folder, folder.parent / "copy")
+    shutil.rmtree(folder)
+    shutil.copytree(folder.parent / "copy", folder / place)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text("{}")
+
+
+def pointer(name: str) -> Callable[[Path], None]:
+    """What `git clone` leaves where git lfs isn't installed."""
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 132\n"
+    return lambda folder: (folder / name).write_text(text)
+
+
+def add_tensor(name: str, dtype: torch.dtype = torch.float32) -> Callable[[Path], None]:
+    """Beside the query of layer 1, or in its place."""
+    whole = f"bert.encoder.layer.1.attention.self.query.{name}"
+    new = {whole: torch.ones(16, 16).to(dtype)}
+    return lambda folder: change_tensors(folder, lambda n, t: {n: t} | new)
+
+
+def sharded_pickles(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    for i in (1, 2):
+        (folder / f"pytorch_model-0000{i}-of-00002.bin").write_bytes(b"")
+    (folder / "pytorch_model.bin.index.json").write_text("{}")
+
+
 def without(name: str) -> Callable[[Path], None]:
     return lambda folder: change_tensors(folder, lambda n, t: {} if n == name else {n: t})
 
 
 BAD_FOLDERS = {
-    "bert: no such folder": lambda f: shutil.rmtree(f),
+    "bert: no such folder. From the Hugging Face Hub, a model that has a model.safetensors comes "
+    "by: hf download NAME --local-dir ": lambda f: shutil.rmtree(f),
     "config.json: no such file": lambda f: (f / "config.json").unlink(),
     "config.json: not JSON": lambda f: (f / "config.json").write_text("{"),
     "config.json: must be a JSON object": lambda f: (f / "config.json").write_text("[]"),
@@ -277,6 +522,31 @@ BAD_FOLDERS = {
     'config.json: model_type is "gpt2", must be "bert" or "r': change_bert(model_type="gpt2"),
     'config.json: model_type is "a b", must be': change_bert(model_type="a\nb"),
     'config.json: "hidden_act" is \'relu\', only \'gelu\' is known': change_bert(hidden_act="relu"),
+    '"hidden_act" is \'gelu_new\', only \'gelu\' is known': change_bert(hidden_act="gelu_new"),
+    '"position_embedding_type" is \'relative_key\', only \'absolute\'': change_bert(
+        position_embedding_type="relative_key"
+    ),
+    '"is_decoder" is True, only False is known': change_bert(is_decoder=True),
+    '"add_cross_attention" is True, only False is known': change_bert(add_cross_attention=True),
+    '"pruned_heads" is {\'0\': [1]}, only {} is known': change_bert(pruned_heads={"0": [1]}),
+    'config.json: "quantization_config" is {\'quant_method\': \'fp8\'}, not built here: take a '
+    "model without it": change_bert(quantization_config={"quant_method": "fp8"}),
+    '"auto_map" is {\'AutoModel\': \'x.Y\'}, not built': change_bert(auto_map={"AutoModel": "x.Y"}),
+    '"per_layer_config" is {\'1\': {\'skip\': [\'self\']}}, not built here': change_bert(
+        per_layer_config={"1": {"skip": ["self"]}}
+    ),
+    '"transformers_weights" is \'a.safetensors\', not built': change_bert(
+        transformers_weights="a.safetensors"
+    ),
+    '"configuration_files" is [\'config.4.json\'], not': change_bert(
+        configuration_files=["config.4.json"]
+    ),
+    'model_type is "xlm-roberta", must be "bert" or "roberta"': change_bert(
+        model_type="xlm-roberta"
+    ),
+    "layer_norm_eps is nan, must be at least 0": change_bert(layer_norm_eps=float("nan")),
+    "config.json: hidden_size is True, must be a whole number": change_bert(hidden_size=True),
+    "pad_token_id is -1, must be a whole number from 0": change_bert(pad_token_id=-1),
     "config.json: hidden_size is '16', must be a whole number": change_bert(hidden_size="16"),
     "config.json: hidden_size 16 can't be divided among num_attention_heads 3": change_bert(
         num_attention_heads=3
@@ -286,6 +556,51 @@ BAD_FOLDERS = {
     "config.json: inject_layers ('n', 'o') must lie between": change_bert(inject_layers="no"),
     "model.safetensors: no such file": lambda f: (f / "model.safetensors").unlink(),
     "pytorch_model.bin is a pickle, which isn't read here. To convert it": only_a_pickle,
+    "pytorch_model-00001-of-00002.bin + pytorch_model-00002-of-00002.bin is a pickle": (
+        sharded_pickles
+    ),
+    "model.safetensors: a pointer of Git LFS, not the file: run git lfs pull": pointer(
+        "model.safetensors"
+    ),
+    "pytorch_model.bin: a pointer of Git LFS": lambda f: (
+        (f / "model.safetensors").unlink(), pointer("pytorch_model.bin")(f)
+    ),
+    "model.safetensors: no such file, but tf_model.h5: transformers may": lambda f: (
+        (f / "model.safetensors").rename(f / "tf_model.h5")
+    ),
+    "config.json: a pointer of Git LFS": pointer("config.json"),
+    "vocab.txt: a pointer of Git LFS": pointer("vocab.txt"),
+    "tokenizer.json: a pointer of Git LFS": pointer("tokenizer.json"),
+    "model.safetensors.index.json: a pointer of Git LFS": lambda f: (
+        (f / "model.safetensors").unlink(), pointer("model.safetensors.index.json")(f)
+    ),
+    "bert/snapshots/4d7a there is: open that": lambda f: one_level_deeper(f, "snapshots/4d7a"),
+    "bert/0_Transformer there is: open that": lambda f: one_level_deeper(f, "0_Transformer"),
+    "bert: an adapter (adapter_config.json)": lambda f: (
+        (f / "adapter_config.json").write_text("{}")
+    ),
+    "bert: bert.embeddings.word_embeddings.weight is missing, but "
+    "module.bert.embeddings.word_embeddings.weight is there: rename": lambda f: (
+        change_tensors(f, lambda n, t: {f"module.{n}": t})
+    ),
+    "query.parametrizations.weight.original0 isn't built here": add_tensor(
+        "parametrizations.weight.original0"
+    ),
+    "query.weight_scale isn't built here: take weights that aren't quantised": add_tensor(
+        "weight_scale"
+    ),
+    "query.SCB isn't built here": add_tensor("SCB"),
+    "query.weight.absmax isn't built here": add_tensor("weight.absmax", torch.uint8),
+    "query.qweight isn't built here": add_tensor("qweight", torch.int32),
+    "query.lora_A.weight isn't built here": add_tensor("lora_A.weight"),
+    "bert.encoder.layer.1.output.adapters.a.0.weight isn't built here": lambda f: change_tensors(
+        f, lambda n, t: {n: t, "bert.encoder.layer.1.output.adapters.a.0.weight": torch.ones(1)}
+    ),
+    "query.weight holds torch.float8_e4m3fn, must hold floating-point numbers of 16": add_tensor(
+        "weight", torch.float8_e4m3fn
+    ),
+    "query.weight holds torch.int8, must hold": add_tensor("weight", torch.int8),
+    "query.weight holds torch.complex64, must hold": add_tensor("weight", torch.complex64),
     "model.safetensors: not a whole safetensors file": lambda f: cut(f / "model.safetensors"),
     "model.safetensors: not a whole": lambda f: (f / "model.safetensors").write_bytes(b""),
     "bert: bert.encoder.layer.2.attention.self.key.bias is missing": without(
@@ -307,7 +622,6 @@ BAD_FOLDERS = {
     "the vocabulary has 96 tokens, but vocab_size in config.json is 95": lambda f: (
         (f / "vocab.txt").open("a").write("more\n")
     ),
-    "the vocabulary has 92 tokens, but": lambda f: cut(f / "vocab.txt"),
     "[PAD] has the id 0, but pad_token_id in config.json is 1": change_bert(pad_token_id=1),
     "tokenizer.json: a tokenizer of the kind Unigram + Metaspace; read are": tokenizer_of_kind,
     "tokenizer.json: the ids of the tokens must be 0, 1, 2, ... without gaps": lambda f: (
@@ -410,3 +724,54 @@ def test_random_models_agree_both_ways(
     for line in (REFERENCE / kind / "texts.jsonl").read_text(encoding="utf-8").splitlines():
         text, expected = json.loads(line).values()
         assert opened.encode(text, add_special_tokens=False) == expected, text
+
+
+VARIANTS = [
+    *({"hidden_act": name} for name in (
+        "gelu", "gelu_python", "gelu_new", "gelu_fast", "gelu_10", "gelu_accurate", "quick_gelu",
+        "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh", "mish",
+    )),
+    *({"layer_norm_eps": eps} for eps in (0.0, 1e-5, 0.1)),
+    *({"num_hidden_layers": layers} for layers in (1, 2)),
+    *({"num_attention_heads": heads} for heads in (1, 4, 8, 16)),
+    *({"position_embedding_type": kind} for kind in ("absolute", "relative_key", "alibi", None)),
+    *({"pad_token_id": pad} for pad in (0, 1, 5, -1)),
+    *({"dtype": dtype} for dtype in ("float32", "float64", None)),
+    *({"is_decoder": value} for value in (True, False)),
+    *({"pruned_heads": heads} for heads in ({}, {"0": [1]})),
+    *({"per_layer_config": layers} for layers in ({}, {"1": {"skip": ["self"]}})),
+    *({"layer_types": [f"{kind}_attention"] * 3} for kind in ("full", "sliding")),
+    *({"auto_map": classes} for classes in ({}, {"AutoModel": "x.Y"})),
+    *({"transformers_weights": name} for name in (None, "model.safetensors", "other.safetensors")),
+    {"configuration_files": ["config.4.0.0.json"]}, {"is_encoder_decoder": True},
+    {"chunk_size_feed_forward": 3}, {"embedding_size": 8}, {"head_dim": 4}, {"is_causal": True},
+    {"sliding_window": 2}, {"attention_chunk_size": 2}, {"attn_implementation": "eager"},
+    {"rope_scaling": {"type": "linear", "factor": 2.0}}, {"tie_word_embeddings": False},
+    {"num_labels": 3}, {"classifier_dropout": 0.5}, {"architectures": ["GPT2Model"]},
+    {"quantization_config": None}, {"text_config": {"hidden_act": "relu"}}, {"torchscript": True},
+    {"output_attentions": True}, {"use_cache": False}, {"initializer_range": 5.0},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_a_setting_changes_the_states_as_in_transformers_or_is_refused(
+    variant: dict, folder: Path, transformers: ModuleType
+) -> None:
+    """other.safetensors and config.4.0.0.json are there, and would be another model."""
+    fields = json.loads((folder / "config.json").read_text())
+    change_json(folder / "config.json", **variant)
+    (folder / "config.4.0.0.json").write_text(json.dumps(fields | {"layer_norm_eps": 0.3}))
+    tensors = {n: t * 1.5 for n, t in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "other.safetensors", metadata={"format": "pt"})
+    opened = open_or_line(folder)
+    if isinstance(opened, str):
+        assert any(name in opened for name in variant)
+        return
+    model, tokenizer, _ = opened
+    ids = torch.randint(5, len(tokenizer.vocab), (3, 9))
+    ids[0, 6:] = tokenizer.pad_token_id
+    mask = ids != tokenizer.pad_token_id
+    theirs = getattr(transformers, f"{folder.name.capitalize()}Model").from_pretrained(folder)
+    with torch.no_grad():
+        states = theirs(ids, attention_mask=mask.long())[0].float()
+        assert biggest_change(Kformer.forward(model, ids)[mask], states[mask]) < 1e-5
