@@ -6,7 +6,8 @@ Files and tensors carry the names that Hugging Face transformers gives them: a B
 folder from there opens here to the same ids, hidden states and scores, and what is written here
 opens there. No pickle is read or written, so a checkpoint from a stranger can't run code.
 
-Read it from top to bottom: names -> config -> weights -> opening -> saving -> report.
+Read it from top to bottom: names -> weights -> opening -> saving -> report. What config.json and the
+files of a tokenizer may say is in parts/config.py and parts/vocabulary.py.
 """
 
 import argparse
@@ -14,7 +15,6 @@ import dataclasses
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -24,8 +24,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from kformer import KformerConfig, KformerForMultipleChoice
-from parts.files import blaming, check_file, must_be, open_tensors, read_json, replacing
+from kformer import VARIANTS, KformerConfig, KformerForMultipleChoice, initialize
+from parts.command import command
+from parts.config import load_config, read_config
+from parts.files import blaming, check_file, open_tensors, read_json, replacing
 from parts.tokenizer import Tokenizer
 from parts.vocabulary import load_tokenizer
 
@@ -66,114 +68,6 @@ def their_name(ours: str, model_type: str) -> str:
     return name if name.startswith("classifier.") else f"{model_type}.{name}"
 
 
-# --------------------------------------------------------------------------------------- config
-
-FIELDS = {field.name: field.type for field in dataclasses.fields(KformerConfig)}
-
-# What a missing field stands for, where BERT and RoBERTa differ.
-DEFAULTS = {
-    "bert": {"vocab_size": 30522, "pad_token_id": 0},
-    "roberta": {"vocab_size": 50265, "pad_token_id": 1},
-}
-
-# All other settings that change the hidden states, in transformers 5.23 and in older versions, and
-# what is built here; None is a setting that isn't built at all.
-BUILT = {
-    "hidden_act": ("gelu", "gelu_python"),  # one function, in two implementations
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "is_encoder_decoder": False,
-    "add_cross_attention": False,
-    "pruned_heads": {},
-    "per_layer_config": None,
-    "fusion_config": None,
-    "quantization_config": None,
-    "compression_config": None,
-    "quantization": None,
-    "auto_map": None,  # code of its own
-    "transformers_weights": None,  # another file than model.safetensors
-    "configuration_files": None,  # another file than config.json
-}
-
-
-def load_config(folder: str | Path, **overrides: object) -> KformerConfig:
-    """The fields of config.json that KformerConfig knows; `overrides` replace them first of all.
-
-    Raises ValueError for whatever would make another model in transformers than it does here.
-    """
-    folder = Path(folder)
-    check_folder(folder)
-    for name in overrides:
-        if name not in FIELDS:
-            raise ValueError(f"{name!r} is none of the settings: {', '.join(FIELDS)}")
-    content = read_config(folder) | overrides
-    if "model_type" not in content:
-        content["model_type"] = guess_model_type(folder, content)
-    with blaming(folder / "config.json"):
-        model_type = content["model_type"]
-        if model_type not in DEFAULTS:
-            raise ValueError(f'model_type is "{model_type}", must be "bert" or "roberta"')
-        must_be(content, **BUILT)
-        fields = {name: value for name, value in content.items() if name in FIELDS}
-        fields = DEFAULTS[model_type] | fields
-        for name, value in fields.items():
-            check_number(name, value)
-        return KformerConfig(**fields)
-
-
-def read_config(folder: Path) -> dict:
-    """Without what is null: it is as if it weren't there."""
-    content = read_json(folder / "config.json")
-    return {name: value for name, value in content.items() if value is not None}
-
-
-def check_folder(folder: Path) -> None:
-    """Raises an error that says where a checkpoint is to be had, if it isn't here."""
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder}: no such folder. From the Hugging Face Hub, a model that has a "
-            f"model.safetensors comes by: hf download NAME --local-dir {folder}"
-        )
-    if (folder / "adapter_config.json").is_file():
-        raise ValueError(
-            f"{folder}: an adapter (adapter_config.json), which belongs to the weights of another "
-            "model: merge the two with merge_and_unload of peft, and save that"
-        )
-    if not (folder / "config.json").is_file():
-        configs = [*folder.glob("*/config.json"), *folder.glob("snapshots/*/config.json")]
-        deeper = [str(path.parent) for path in configs if any(path.parent.glob("*model*"))]
-        where = f", but in {' and in '.join(deeper[:3])} there is: open that" if deeper else ""
-        raise FileNotFoundError(f"{folder / 'config.json'}: no such file{where}")
-
-
-def guess_model_type(folder: Path, content: dict) -> str:
-    """For a config.json of 2019 or 2020, which doesn't say it: what the classes in it are called,
-    or where there are none, the tensors.
-    """
-    names = re.findall(r"\w+", str(content.get("architectures", "")).lower())
-    if not names:
-        for path in folder.glob("*.safetensors"):
-            with open_tensors(path) as file:
-                names += file.keys()
-    for model_type in DEFAULTS:
-        if any(re.match(rf"{model_type}(\.|model|for|lm)", name) for name in names):
-            return model_type
-    raise ValueError(
-        f'{folder / "config.json"}: "model_type" is missing, must be "bert" or "roberta": write it '
-        'there, or load_pretrained(folder, model_type="bert")'
-    )
-
-
-def check_number(name: str, value: object) -> None:
-    """Raises ValueError for what isn't a number, or out of range."""
-    most = 1000 if name == "num_hidden_layers" else 1_000_000
-    least = 0 if name.endswith("token_id") else 1
-    if FIELDS[name] is int and (type(value) is not int or not least <= value <= most):
-        raise ValueError(f"{name} is {value!r}, must be a whole number from {least} to {most:,}")
-    if FIELDS[name] is float and (type(value) not in (int, float) or not 0 <= value < 1):
-        raise ValueError(f"{name} is {value!r}, must be at least 0 and below 1")
-
-
 # -------------------------------------------------------------------------------------- weights
 
 
@@ -183,7 +77,7 @@ class LoadReport:
 
     loaded: list[str]
     unused: list[str]
-    new: list[str]  # newly initialised, see `fresh`
+    new: list[str]  # newly initialised, see `initialize` in kformer.py
     notes: list[str]  # what else a user should know
 
 
@@ -254,11 +148,11 @@ def load_weights(
     kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
     notes = [f"weights in {kind} become float32" for kind in sorted(kinds - {"float32"})]
     tensors = {name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()}
-    for name in new:
-        tensors[name] = fresh(name, wanted[name].shape, tensors, config)
-    # A dot product may round in another way where numbers don't lie at a multiple of 16 bytes.
-    tensors["classifier.weight"] = tensors["classifier.weight"].clone()
-    model.load_state_dict(tensors, assign=True)
+    if "classifier.weight" in tensors:
+        # A dot product may round in another way where numbers don't lie at a multiple of 16 bytes.
+        tensors["classifier.weight"] = tensors["classifier.weight"].clone()
+    model.load_state_dict(tensors, strict=False, assign=True)
+    initialize(model, new)
     return model.eval(), LoadReport(loaded, unused, new, notes)
 
 
@@ -328,34 +222,23 @@ def check_missing(folder: Path, new: list[str], unused: list[str], config: Kform
             raise ValueError(f"{folder}: {theirs} is missing{but}")
 
 
-def fresh(
-    name: str, shape: torch.Size, loaded: dict[str, Tensor], config: KformerConfig
-) -> Tensor:
-    """How a parameter starts that the checkpoint lacks.
-
-    The release draws Wk and Wv (`kfc1`, `kfc2`) from N(0, 0.02), as BERT does the head and the
-    pooler: then a fact's key has nothing to do with its words, and facts are hardly used. With
-    Wk = I the key starts as the fact itself, and with Wv = 0 the ffn starts as the plain encoder,
-    exactly, and opens as it learns. Figures are in the README.
-    """
-    if name == "fact_embeddings.weight":
-        return loaded["embeddings.word_embeddings.weight"].clone()
-    if name.endswith("bias") or (name.endswith("Wv.weight") and config.inject == "ffn"):
-        return torch.zeros(shape)
-    return torch.eye(shape[0]) if ".W" in name else 0.02 * torch.randn(shape)
-
-
 # -------------------------------------------------------------------------------------- opening
+
+
+def open_config(folder: Path, **overrides: object) -> tuple[KformerConfig, Tokenizer]:
+    """Config and tokenizer of a folder that may have no weights."""
+    config, tokenizer = load_config(folder, **overrides), load_tokenizer(folder)
+    check_vocabulary(folder, tokenizer, config)
+    config.sep_token_id = tokenizer.sep_token_id
+    return config, tokenizer
 
 
 def open_folder(
     folder: Path, **overrides: object
 ) -> tuple[KformerForMultipleChoice, Tokenizer, LoadReport]:
     """Config, tokenizer and weights, after a look at whether they belong together."""
-    config, tokenizer = load_config(folder, **overrides), load_tokenizer(folder)
-    check_vocabulary(folder, tokenizer, config)
+    config, tokenizer = open_config(folder, **overrides)
     check_saved_together(folder, tokenizer)
-    config.sep_token_id = tokenizer.sep_token_id
     model, report = load_weights(folder, config)
     report.notes += remarks(folder, overrides, config, tokenizer)
     return model, tokenizer, report
@@ -391,7 +274,7 @@ def check_vocabulary(folder: Path, tokenizer: Tokenizer, config: KformerConfig) 
         )
 
 
-def identity(fields: dict, tokenizer: Tokenizer) -> dict:
+def fingerprint(fields: dict, tokenizer: Tokenizer) -> dict:
     """What the shapes of the weights don't show of the config and the vocabulary they belong to."""
     names = ("model_type", "num_attention_heads", "layer_norm_eps", "pad_token_id")
     names += ("inject", "inject_layers", "num_facts")
@@ -402,14 +285,14 @@ def identity(fields: dict, tokenizer: Tokenizer) -> dict:
 def check_saved_together(folder: Path, tokenizer: Tokenizer) -> None:
     """Raises ValueError where somebody was killed while saving over a model of another kind.
 
-    save_pretrained writes the identity into the file of the weights, which is replaced first.
+    save_pretrained writes the fingerprint into the file of the weights, which is replaced first.
     """
     path = folder / "model.safetensors"
     if not path.is_file():
         return
     with open_tensors(path) as file:
         saved = json.loads((file.metadata() or {}).get("kformer", "{}"))
-        found = identity(read_config(folder), tokenizer) if saved else {}
+        found = fingerprint(read_config(folder), tokenizer) if saved else {}
         for name in found:
             if saved.get(name) != found[name]:
                 raise ValueError(
@@ -457,7 +340,7 @@ def save_pretrained(
     fields = {"architectures": [f"{kind}ForMultipleChoice"], "hidden_act": "gelu"}
     fields |= dataclasses.asdict(config)
     texts = {"config.json": json.dumps(fields, indent=2) + "\n"} | tokenizer.files()
-    metadata = {"format": "pt", "kformer": json.dumps(identity(fields, tokenizer))}
+    metadata = {"format": "pt", "kformer": json.dumps(fingerprint(fields, tokenizer))}
 
     with replacing(folder) as new:
         for name, text in texts.items():
@@ -543,19 +426,14 @@ def describe(folder: Path, inject: str) -> None:
     print(f"           {sentence}\n           {tokens}")
 
 
+@command()
 def main() -> None:
     parser = argparse.ArgumentParser(description="Say what is in a checkpoint folder.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument(
-        "--inject", default="none", choices=("none", "concat", "attention", "ffn"),
-        help="open it with this injection (default: none)",
-    )  # fmt: skip
+    parser.add_argument("--inject", default="none", choices=VARIANTS,
+                        help="open it with this injection (default: none)")  # fmt: skip
     args = parser.parse_args()
-    try:
-        describe(args.folder, args.inject)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    describe(args.folder, args.inject)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import load_weights
 from data import make_toy
 from kformer import (
     FFN,
@@ -38,11 +37,11 @@ from kformer import (
     SelfAttention,
     append_facts,
     hide,
+    initialize,
     mean_embedding,
     nearest_facts,
 )
 from load_weights import (
-    load_config,
     load_pretrained,
     our_name,
 )
@@ -582,21 +581,21 @@ KINDS = ["bert", "roberta"]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_zero_gate_of_ffn_is_the_plain_encoder_and_can_learn(kind: str) -> None:
-    folder = REFERENCE / kind
-    plain, config = load_pretrained(folder)[0], load_config(folder, inject="ffn")
-    values = attempt("fresh", load_weights.fresh, "encoder.layer.2.Wv.weight", (16, 16), {}, config)
-    compare("fresh", values, torch.zeros(16, 16), "Wv = 0 is how the ffn of a checkpoint starts.")
-    model, _ = attempt("fresh", load_pretrained, folder, inject="ffn")
+    plain = load_pretrained(REFERENCE / kind)[0]
+    model, _ = attempt("initialize", load_pretrained, REFERENCE / kind, inject="ffn")
+    block, words = model.encoder.layer[2], plain.embeddings.word_embeddings.weight
+    compare("initialize", block.Wv.weight, torch.zeros(16, 16), "In a checkpoint's ffn Wv = 0.")
+    compare("initialize", block.Wk.weight, torch.eye(16), "Wk = I: a key is the fact itself.")
+    compare("initialize", model.fact_embeddings.weight, words, "Facts are embedded like words.")
     model.classifier.load_state_dict(plain.classifier.state_dict())
     questions, facts = tokens(B, C, T), tokens(B, N, L, seed=2)
-    scores, block = model(questions, fact_ids=facts), model.encoder.layer[2]
-    compare("fresh", scores, plain(questions),
+    scores = model(questions, fact_ids=facts)
+    compare("initialize", scores, plain(questions),
             "Scores at the start: with Wv = 0 and bv = 0 every fact's value is 0, so that facts "
             "change nothing yet.", limit=0)  # fmt: skip
     cross_entropy(scores, torch.tensor([0, 1, 1])).backward()
     if not block.ffn.fact_scores.all() or not block.Wv.weight.grad.any():
-        fail("fresh: no fact fires, or no gradient reaches Wv: where Wk is 0 as well, x Kᵀ is 0, "
-             "and the gate can't open.")  # fmt: skip
+        fail("initialize: no fact fires, or no gradient reaches Wv: the gate can't open.")
 
 
 def test_names_in_a_checkpoint_become_ours() -> None:
@@ -670,10 +669,10 @@ def ffn_with_empty_slots(ffn: FFN, x: Tensor, knowledge: Knowledge) -> Tensor:
     return ffn.W2(gelu(ffn.W1(x))) + gelu(x @ K.mT) @ V
 
 
-def zero_keys(
-    name: str, *rest: object, fresh: Callable[..., Tensor] = load_weights.fresh
-) -> Tensor:
-    return torch.zeros_like(fresh(name, *rest)) if ".W" in name else fresh(name, *rest)
+def zero_keys(model: Kformer, missing: object = None, right: Callable = initialize) -> None:
+    right(model, missing)
+    for block in model.encoder.layer if missing else ():
+        block.Wk.weight.data.zero_()
 
 
 def empty_index(bm25: BM25, facts: list[str], k1: float, b: float) -> None:
@@ -693,7 +692,7 @@ def empty_index(bm25: BM25, facts: list[str], k1: float, b: float) -> None:
          test_ffn_injection_is_an_ordinary_ffn_that_was_widened, {}),
         ("load_weights.our_name", str.lower, 'must be "encoder.layer.1.ffn_norm.weight"',
          test_names_in_a_checkpoint_become_ours, {}),
-        ("load_weights.fresh", zero_keys, "x Kᵀ is 0",
+        ("load_weights.initialize", zero_keys, "a key is the fact itself",
          test_the_zero_gate_of_ffn_is_the_plain_encoder_and_can_learn,
          {"kind": "bert"}),
         ("parts.retrieval.BM25.__init__", empty_index, "entry (2,)",

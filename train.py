@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from kformer import VARIANTS, KformerForMultipleChoice
-from load_weights import grouped, load_config, open_folder, save_pretrained
+from load_weights import grouped, load_config, open_config, open_folder, save_pretrained
 from parts.batches import (
     Encoded,
     accuracy,
@@ -51,7 +51,6 @@ from parts.state import (
     identity,
 )
 from parts.tokenizer import Tokenizer
-from parts.vocabulary import load_tokenizer
 
 # ----------------------------------------------------------------------------------- arguments
 
@@ -180,7 +179,7 @@ def read_data(
 ) -> tuple[dict[str, list[Question]], dict[str, list[Encoded]]]:
     """The questions of each split, as they are and as ids for the checkpoint in `folder`."""
     questions = read_splits(data, candidates, always)
-    config, tokenizer = load_config(folder), load_tokenizer(folder)
+    config, tokenizer = open_config(folder)
     encoded = {s: [encode(q, tokenizer, config) for q in part] for s, part in questions.items()}
     return questions, encoded
 
@@ -193,14 +192,15 @@ def prepare(args: Namespace, say: Callable[[str], None] = print) -> Task:
         fields["inject_layers"] = args.layers
     torch.manual_seed(args.seed)
     if args.checkpoint:
-        model, tokenizer, report = open_folder(folder, **fields)
-        new = report.new
-        for what, names in (("unused", report.unused), ("new", new)):
-            if names:
-                say(f"{what:10}{', '.join(grouped(names))}")
+        model, tokenizer, opened = open_folder(folder, **fields)
+        lists = {"note": opened.notes, "unused": grouped(opened.unused), "new": grouped(opened.new)}
+        for what, items in lists.items():
+            if items:
+                say(f"{what:10}{', '.join(items)}")
+        new = opened.new
     else:
-        model, new = KformerForMultipleChoice(load_config(folder, **fields)), []
-        tokenizer = load_tokenizer(folder)
+        config, tokenizer = open_config(folder, **fields)
+        model, new = KformerForMultipleChoice(config), []
     candidates = None if args.inject == "none" else args.retrieve or args.facts
     questions, data = read_data(args.data, folder, candidates, always=args.retrieve is not None)
     if args.steps is None:
