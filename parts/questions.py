@@ -63,7 +63,8 @@ FACTS = ["knowledges", "fact1", "fact2", "support", "exp", "explanation"]
 
 def to_question(row: dict) -> tuple[Question, dict[str, int]]:
     """A question, its answer left open, and the answer's place by each way that it may be meant."""
-    pairs = choices_of(row)
+    keys = format_of(row)
+    pairs = choices_of(row, keys)
     choices = [get(pair, "text", str) for pair in pairs]
     if len(choices) < 2:
         raise ValueError(f"needs at least two choices, has {len(choices)}")
@@ -72,7 +73,8 @@ def to_question(row: dict) -> tuple[Question, dict[str, int]]:
         facts = [facts[0] + texts(pair, ["knowledge"]) for pair in pairs]
     context, question = first_text(row, [*CONTEXT, ""]), first_text(row, QUESTION)
     labels = [get(pair, "label", str) for pair in pairs]
-    return Question(context, question, choices, None, facts), places_of(row, labels, choices)
+    places = places_of(row, FORMATS[keys], labels, choices)
+    return Question(context, question, choices, None, facts), places
 
 
 def format_of(row: dict) -> str:
@@ -83,9 +85,8 @@ def format_of(row: dict) -> str:
     raise ValueError(f"has no choices in any of: {', '.join(FORMATS)}")
 
 
-def choices_of(row: dict) -> list[dict]:
+def choices_of(row: dict, keys: str) -> list[dict]:
     """A "label" and a "text" for each choice, and maybe its "knowledge"."""
-    keys = format_of(row)
     value = row[keys] if keys in row else [get(row, key, str) for key in keys.split()]
     if keys.startswith("correct_answer"):  # its place must not be learned
         random.Random(str(row.get("question"))).shuffle(value)
@@ -103,9 +104,10 @@ def choices_of(row: dict) -> list[dict]:
     return [{"label": chr(ord("A") + i)} | pair for i, pair in enumerate(pairs)]
 
 
-def places_of(row: dict, labels: list[str], choices: list[str]) -> dict[str, int]:
+def places_of(
+    row: dict, ways: dict[str, list[str]], labels: list[str], choices: list[str]
+) -> dict[str, int]:
     """The place of the answer, from 0, by each way that it may be meant; none without an answer."""
-    ways = FORMATS[format_of(row)]
     key = next((key for key in ways if row.get(key) not in (None, "", -1, "-1")), None)
     if key is None:
         return {}

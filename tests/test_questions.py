@@ -47,6 +47,30 @@ def test_a_test_set_needs_no_answers_but_training_does(
         read_questions(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "found"),
+    [
+        ("race", {"article": "Owls hunt."}, {"context": "Owls hunt."}),
+        ("social_iqa", {"context": "Owls hunt."}, {"context": "Owls hunt."}),
+        ("mmlu", {"context": None}, {"context": ""}),
+        ("hellaswag", {"ctx": None, "ctx_b": ""}, {"question": "What"}),
+        ("swag", {"sent1": "What eats mice?", "sent2": ""}, {"question": "What eats mice?"}),
+        ("medmcqa", {"exp": None}, {"facts": [[]]}), ("sciq", {"support": ""}, {"facts": [[]]}),
+        ("sciq", {"support": " "}, {"facts": [[]]}), ("stem", {"fact1": None}, {"facts": [[]]}),
+        ("release", {"knowledges": ["", "Mice."]}, {"facts": [["Mice."]]}),
+        ("mmlu", {"explanation": ["Owls.", "Mice."]}, {"facts": [["Owls.", "Mice."]]}),
+        ("release, facts of each choice", {"knowledges": "Owls eat mice."}, {"facts": [
+            ["Owls eat mice.", fact] for [fact] in FACTS["release, facts of each choice"]]}),
+    ],
+)  # fmt: skip
+def test_texts_stand_under_several_keys_and_may_be_missing(
+    name: str, change: dict, found: dict, tmp_path: Path
+) -> None:
+    path = write_lines(tmp_path / "train.jsonl", FORMATS[name] | change)
+    [question] = read_questions(path, answers_needed=False)
+    assert {key: getattr(question, key) for key in found} == found
+
+
 # ---- answers
 
 

@@ -59,11 +59,15 @@ def test_marks_do_not_break_words(text: str) -> None:
         ("ဇီးကွက်ဘာစားလဲ", ["မိုးရွာသည်", "ဇီးကွက်ကြွက်စားသည်"]),
         ("猫", ["光合作用需要阳光", "大熊猫吃竹子"]),
         ("iPhone手机", ["光合作用需要阳光", "iphone是一种手机"]),
-        ("𠮷野家", ["光合作用", "𠮷野家の牛丼"]),
+        ("𠮷", ["光合作用", "𠮷野家の牛丼"]),
     ],
 )
 def test_words_without_spaces_are_found(question: str, facts: list[str]) -> None:
     assert best(BM25(facts).scores(question), 1) == [1]
+
+
+def test_a_character_keeps_its_marks() -> None:
+    assert words("ก็ดี") == ["ก็", "ดี", "ก็ดี"]
 
 
 def test_two_characters_together_count_more_than_apart() -> None:
