@@ -14,7 +14,7 @@ import random
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -39,7 +39,7 @@ def of_choice(lists: list, choice: int) -> object:
 # ------------------------------------------------------------------------------------- formats
 
 # How an answer names a choice: by its label (A, B, ... where it has none), by its place from 0 or
-# from 1, by its text, by a list of this text alone.
+# from 1, by its text, by a list of this text alone. Of several ways a file has one.
 WAYS = LABEL, FROM_0, FROM_1, TEXT, TEXTS = "label", "place from 0", "place from 1", "text", "list"
 FORMATS = {  # keys of the choices -> key of the answer -> how it names a choice
     "choices": {  # Kformer release, CommonsenseQA, OpenBookQA, QASC, ARC; the last one is MMLU's
@@ -64,6 +64,7 @@ FACTS = ["knowledges", "fact1", "fact2", "support", "exp", "explanation"]
 def to_question(row: dict) -> tuple[Question, dict[str, int]]:
     """A question, its answer left open, and the answer's place by each way that it may be meant."""
     keys = format_of(row)
+    context, question = first_text(row, [*CONTEXT, ""]), first_text(row, QUESTION)
     pairs = choices_of(row, keys)
     choices = [get(pair, "text", str) for pair in pairs]
     if len(choices) < 2:
@@ -71,7 +72,6 @@ def to_question(row: dict) -> tuple[Question, dict[str, int]]:
     facts = [texts(row, FACTS)]
     if any("knowledge" in pair for pair in pairs):
         facts = [facts[0] + texts(pair, ["knowledge"]) for pair in pairs]
-    context, question = first_text(row, [*CONTEXT, ""]), first_text(row, QUESTION)
     labels = [get(pair, "label", str) for pair in pairs]
     places = places_of(row, FORMATS[keys], labels, choices)
     return Question(context, question, choices, None, facts), places
@@ -157,6 +157,7 @@ def texts(row: dict, keys: list[str]) -> list[str]:
 # Name of a file -> what its questions are for. Of several files for the same, the last one is read.
 SPLITS = {"train": "train", "validation": "valid", "valid": "valid", "dev": "valid", "test": "test"}
 
+
 def read_questions(path: Path, answers_needed: bool = True) -> list[Question]:
     """One question a line, all in the same format; labels, if any, in NAME-labels.lst beside it.
 
@@ -185,7 +186,9 @@ def read_questions(path: Path, answers_needed: bool = True) -> list[Question]:
     first, *others = answers.values()
     if any(other != first for other in others):
         raise ValueError(f"{path}: no line tells what answers are: {' or '.join(answers)}")
-    return [replace(q, answer=answer) for q, answer in zip(questions, first, strict=True)]
+    for question, answer in zip(questions, first, strict=True):
+        question.answer = answer
+    return questions
 
 
 def to_row(line: str, label: str | None) -> dict:

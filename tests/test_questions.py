@@ -148,7 +148,12 @@ BAD_LINES = {
     "line 2: must be a JSON object": "1",
     "line 2: must be a JSON object, one a line": "[",
     "line 2: has no choices in any of: choices, options, endings, ": {"question": "?"},
-    "line 2: has no question in any of: question, ": FORMATS["mmlu"] | {"question": None},
+    "line 2: has no question in any of: question, ": {
+        "premise": "?", "choices": ["a", "b"]
+    },
+    "line 2: has no question": {  # as RACE was released, several questions a file
+        "article": "", "questions": ["?"], "options": [["a", "b"]], "answers": ["A"]
+    },
     'line 2: "text" is missing or not a text': {"question": "?", "choices": [{"text": 1}] * 2},
     'line 2: "choices" is missing or not a list': {"question": "?", "choices": "ab"},
     'line 2: "label" is missing or not a list': {
