@@ -59,7 +59,7 @@ def test_marks_do_not_break_words(text: str) -> None:
         ("ဇီးကွက်ဘာစားလဲ", ["မိုးရွာသည်", "ဇီးကွက်ကြွက်စားသည်"]),
         ("猫", ["光合作用需要阳光", "大熊猫吃竹子"]),
         ("iPhone手机", ["光合作用需要阳光", "iphone是一种手机"]),
-        ("𠮷", ["光合作用", "𠮷野家の牛丼"]),
+        ("𡈽", ["光合作用", "𠮷𡈽の牛丼"]),
     ],
 )
 def test_words_without_spaces_are_found(question: str, facts: list[str]) -> None:
