@@ -6,8 +6,8 @@ Files and tensors carry the names that Hugging Face transformers gives them: a B
 folder from there opens here to the same ids, hidden states and scores, and what is written here
 opens there. No pickle is read or written, so a checkpoint from a stranger can't run code.
 
-Read it from top to bottom: names -> weights -> opening -> saving -> report. What config.json and the
-files of a tokenizer may say is in parts/config.py and parts/vocabulary.py.
+Read it from top to bottom: names -> weights -> opening -> saving -> report. What config.json may
+say is in parts/config.py, and what the files of a tokenizer may say in parts/vocabulary.py.
 """
 
 import argparse

@@ -41,9 +41,10 @@ def open_saved(
     path = args.questions or Path(past["data"], "test.jsonl")
     retrieve = args.retrieve or past.get("retrieve")
     questions = read_questions(path, answers_needed)
-    if model.config.inject != "none":
-        candidates = retrieve or model.config.num_facts
-        look_up(questions, path.with_name("facts.txt"), candidates, always=bool(retrieve))
+    bare = [q for q in questions if retrieve or not any(q.facts)]
+    if bare and model.config.inject != "none":
+        facts_path, candidates = path.with_name("facts.txt"), retrieve or model.config.num_facts
+        print(f"facts     {look_up(bare, facts_path, candidates)}")
     return model, tokenizer, questions, default_dtype(model.config.hidden_size, device)
 
 

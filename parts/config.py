@@ -64,7 +64,7 @@ def load_config(folder: str | Path, **overrides: object) -> KformerConfig:
             )
         if config.max_tokens < 1:
             raise ValueError(
-                f"max_position_embeddings {config.max_position_embeddings} leaves no room for a token"
+                f"max_position_embeddings is {config.max_position_embeddings}, too few for a token"
             )
         return config
 

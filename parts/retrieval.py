@@ -6,7 +6,10 @@
 """
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
+from functools import cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -15,14 +18,37 @@ STOPWORDS = frozenset(
     "these those it its they their he she his her him you your i we what which who whom how when "
     "where why would could should can will do does did has have had if then than".split()
 )
+# Vowel signs and accents that follow a letter: \w lacks them.
+MARKS = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == "M")
+WORD, CHARACTER = re.compile(rf"[\w{MARKS}]+"), re.compile(rf"\w[{MARKS}]*")
+# Thai and Lao, Burmese, Khmer, Japanese, Chinese are written without spaces.
+UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u9fff\U00020000-\U0003ffff]+"
+)
+# Soft hyphens, joiners, and the dot that is left of a Turkish capital I with a dot.
+UNSEEN = re.compile("[\u00ad\u200c\u200d]|(?<=i)\u0307")
 
 
 def words(text: str) -> list[str]:
     """Words in small letters without the most common ones, and without their endings: "The owls
-    were hunting" -> ["owl", "hunt"]
+    were hunting" -> ["owl", "hunt"]. Without spaces, each character and each pair is a word.
     """
-    found = re.findall(r"\w+", text.lower())
-    return [re.sub(r"(?<=\w{3})(ing|ies|ed|es|s)$", "", w) for w in found if w not in STOPWORDS]
+    found, text = [], UNSEEN.sub("", unicodedata.normalize("NFKC", text).lower())
+    for word in WORD.findall(UNSPACED.sub(r" \g<0> ", text)):
+        if UNSPACED.match(word):
+            characters = CHARACTER.findall(word)
+            found += characters + [a + b for a, b in pairwise(characters)]
+        elif word not in STOPWORDS:
+            found.append(stem(word))
+    return found
+
+
+@cache
+def stem(word: str) -> str:
+    """Without its ending: "class" meets "classes", "fly" "flies", "make" "making", "run" "running".
+    """
+    word = re.sub(r"(?<=\w{3})(ing|ed|es|(?<![isu])s|e)$", "", word)
+    return re.sub(r"(?<=\w\w)y$", "i", re.sub(r"(?<=\w\w)([a-z])\1$", r"\1", word))
 
 
 class BM25:

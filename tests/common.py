@@ -21,7 +21,12 @@ KINDS = ["bert", "roberta"]
 
 
 OWL = ("What eats mice?", ["the owl", "the oak", "rain"])
-FORMATS = {
+TWO_LISTS = {"text": OWL[1], "label": ["A", "B", "C"]}
+STEM = {
+    "stem": OWL[0],
+    "choices": [{"label": str(i), "text": c} for i, c in enumerate(OWL[1], 1)],
+}
+FORMATS = {  # of the question OWL; where a format wants it, the last choice is left out, or "snow"
     "release": {
         "question": OWL[0], "choices": [{"text": c} for c in OWL[1]], "AnswerKey": "A",
         "knowledges": ["Owls eat mice."],
@@ -30,19 +35,82 @@ FORMATS = {
         "context": "", "question": OWL[0], "answer_idx": "A",
         "choices": [{"text": c, "knowledge": [f"About {c}."]} for c in OWL[1]],
     },
+    "release, text from 1": {
+        "question": OWL[0], "choices": [{"text": c} for c in OWL[1]], "AnswerKey": "1",
+    },
+    "release, number from 1": {
+        "question": OWL[0], "choices": [{"text": c} for c in OWL[1]], "AnswerKey": 1,
+    },
+    "release, number from 0": {
+        "question": OWL[0], "choices": [{"text": c} for c in OWL[1]], "answer_idx": 0,
+    },
     "social_iqa": {"context": "", "question": OWL[0]}
     | {f"answer{letter}": choice for letter, choice in zip("ABC", OWL[1], strict=True)},
-    "stem": {
-        "question": {
-            "stem": OWL[0],
-            "choices": [{"label": str(i), "text": c} for i, c in enumerate(OWL[1], 1)],
-        },
+    "stem": {"question": STEM, "answerKey": "1"},
+    "stem, facts of each choice": {
+        "question": STEM | {"choices": [c | {"knowledge": [f"About {c['text']}."]}
+                                        for c in STEM["choices"]]},
         "answerKey": "1",
+    },
+    "openbookqa": {"question": STEM, "fact1": "Owls eat mice.", "answerKey": "1"},
+    "openbookqa, hub": {
+        "question_stem": OWL[0], "choices": TWO_LISTS, "answerKey": "A", "fact1": "Owls eat mice.",
+    },
+    "commonsense_qa, hub": {
+        "question": OWL[0], "question_concept": "owl", "choices": TWO_LISTS, "answerKey": "A",
+    },
+    "arc, hub": {
+        "question": OWL[0], "choices": {"text": OWL[1], "label": ["1", "2", "3"]}, "answerKey": "1",
+    },
+    "qasc, hub": {
+        "question": OWL[0], "choices": TWO_LISTS, "answerKey": "A", "combinedfact": "x",
+        "fact1": "Owls are birds.", "fact2": "Birds eat mice.", "formatted_question": "x",
     },
     "medqa": {
         "question": OWL[0], "options": dict(zip("ABC", OWL[1], strict=True)), "answer_idx": "A"
     },
+    "medqa, a choice that others have": {
+        "question": OWL[0], "options": dict(zip("ABCD", [*OWL[1], None], strict=True)),
+        "answer": OWL[1][0], "answer_idx": "A",
+    },
+    "medqa, pairs": {
+        "question": OWL[0], "answer": OWL[1][0], "answer_idx": "A",
+        "options": [{"key": k, "value": v} for k, v in zip("ABC", OWL[1], strict=True)],
+    },
+    "medqa, answer as a text": {
+        "question": OWL[0], "options": dict(zip("ABC", OWL[1], strict=True)), "answer": OWL[1][0]
+    },
+    "medqa, bigbio": {
+        "question": OWL[0], "choices": OWL[1], "context": "", "answer": [OWL[1][0]]
+    },
+    "mmlu": {"question": OWL[0], "subject": "owls", "choices": OWL[1], "answer": 0},
+    "race": {"article": "", "question": OWL[0], "options": OWL[1], "answer": "A"},
+    "sciq": {
+        "question": OWL[0], "correct_answer": OWL[1][0], "distractor1": OWL[1][1],
+        "distractor2": OWL[1][2], "distractor3": "snow", "support": "Owls eat mice.",
+    },
+    "piqa": {"goal": OWL[0], "sol1": OWL[1][0], "sol2": OWL[1][1], "label": 0},
+    "swag": {"sent1": "What eats", "sent2": "mice?", "label": 0}
+    | {f"ending{i}": choice for i, choice in enumerate([*OWL[1], "snow"])},
+    "hellaswag": {"ctx": OWL[0], "ctx_a": "What", "endings": OWL[1], "label": "0"},
+    "winogrande": {
+        "sentence": OWL[0], "option1": OWL[1][0], "option2": OWL[1][1], "answer": "1"
+    },
+    "cosmos": {"context": "", "question": OWL[0], "label": 0}
+    | {f"answer{i}": choice for i, choice in enumerate([*OWL[1], "snow"])},
+    "medmcqa": {"question": OWL[0], "cop": 0, "choice_type": "single", "exp": "Owls eat mice."}
+    | {f"op{letter}": choice for letter, choice in zip("abcd", [*OWL[1], "snow"], strict=True)},
 }  # fmt: skip
+FACTS = {  # that they bring, where they bring any
+    "release": [["Owls eat mice."]],
+    "release, facts of each choice": [["About the owl."], ["About the oak."], ["About rain."]],
+    "stem, facts of each choice": [["About the owl."], ["About the oak."], ["About rain."]],
+    "openbookqa": [["Owls eat mice."]],
+    "openbookqa, hub": [["Owls eat mice."]],
+    "qasc, hub": [["Owls are birds.", "Birds eat mice."]],
+    "sciq": [["Owls eat mice."]],
+    "medmcqa": [["Owls eat mice."]],
+}
 
 
 def write_lines(path: Path, *rows: dict | str) -> Path:

@@ -2,12 +2,23 @@
 
 import json
 import re
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from parts.questions import Question, read_facts, read_questions, retrieve
-from tests.common import FORMATS, OWL, write_lines
+from parts.questions import (
+    Question,
+    baselines,
+    read_facts,
+    read_questions,
+    read_splits,
+    retrieve,
+)
+from tests.common import FACTS, FORMATS, OWL, write_lines
+
+ANSWERS = ("AnswerKey", "answerKey", "answer_idx", "answer", "label", "cop")
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -15,39 +26,161 @@ def test_every_format_is_recognised_by_its_keys(name: str, tmp_path: Path) -> No
     path = write_lines(tmp_path / "train.jsonl", FORMATS[name])
     if name == "social_iqa":
         write_lines(tmp_path / "train-labels.lst", "1")
-    facts = {"release": [["Owls eat mice."]]}.get(name, [[]])
-    if "each choice" in name:
-        facts = [["About the owl."], ["About the oak."], ["About rain."]]
-    assert read_questions(path) == [Question("", *OWL, 0, facts)]
+    [found] = read_questions(path)
+    right = found.choices[found.answer]
+    if name == "sciq":
+        found = replace(found, choices=[*OWL[1], "snow"], answer=0)
+    choices = [*OWL[1], "snow"][: len(found.choices)]
+    assert found == Question("", OWL[0], choices, 0, FACTS.get(name, [[]]))
+    assert right == OWL[1][0]
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_a_test_set_needs_no_answers_but_training_does(name: str, tmp_path: Path) -> None:
-    keys = ("AnswerKey", "answerKey", "answer_idx")
-    row = {key: value for key, value in FORMATS[name].items() if key not in keys}
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "sciq"])
+@pytest.mark.parametrize("left", [{}, dict.fromkeys(ANSWERS), {"label": -1, "answer": ""}])
+def test_a_test_set_needs_no_answers_but_training_does(
+    name: str, left: dict, tmp_path: Path
+) -> None:
+    row = {key: value for key, value in FORMATS[name].items() if key not in ANSWERS} | left
     path = write_lines(tmp_path / "test.jsonl", row)
     assert read_questions(path, answers_needed=False)[0].answer is None
     with pytest.raises(ValueError, match=r"test.jsonl, line 1: the answer is missing"):
         read_questions(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "found"),
+    [
+        ("race", {"article": "Owls hunt."}, {"context": "Owls hunt."}),
+        ("social_iqa", {"context": "Owls hunt."}, {"context": "Owls hunt."}),
+        ("mmlu", {"context": None}, {"context": ""}),
+        ("hellaswag", {"ctx": None, "ctx_b": ""}, {"question": "What"}),
+        ("swag", {"sent1": "What eats mice?", "sent2": ""}, {"question": "What eats mice?"}),
+        ("medmcqa", {"exp": None}, {"facts": [[]]}), ("sciq", {"support": ""}, {"facts": [[]]}),
+        ("sciq", {"support": " "}, {"facts": [[]]}), ("stem", {"fact1": None}, {"facts": [[]]}),
+        ("release", {"knowledges": ["", "Mice."]}, {"facts": [["Mice."]]}),
+        ("mmlu", {"explanation": ["Owls.", "Mice."]}, {"facts": [["Owls.", "Mice."]]}),
+        ("release, facts of each choice", {"knowledges": "Owls eat mice."}, {"facts": [
+            ["Owls eat mice.", fact] for [fact] in FACTS["release, facts of each choice"]]}),
+    ],
+)  # fmt: skip
+def test_texts_stand_under_several_keys_and_may_be_missing(
+    name: str, change: dict, found: dict, tmp_path: Path
+) -> None:
+    path = write_lines(tmp_path / "train.jsonl", FORMATS[name] | change)
+    [question] = read_questions(path, answers_needed=False)
+    assert {key: getattr(question, key) for key in found} == found
+
+
+# ---- answers
+
+
+def answers(path: Path, name: str, key: str, said: list) -> list[int | None]:
+    """What answers are read where these stand in the file, a line each."""
+    write_lines(path, *[FORMATS[name] | {key: answer} for answer in said])
+    return [q.answer for q in read_questions(path)]
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "said"),
+    [
+        ("release", "AnswerKey", "CAB"), ("release", "AnswerKey", "312"),
+        ("release", "AnswerKey", [3, 1, 2]), ("release, number from 0", "answer_idx", "CAB"),
+        ("release, number from 0", "answer_idx", [2, 0, 1]), ("stem", "answerKey", "312"),
+        ("openbookqa, hub", "answerKey", "CAB"), ("medqa", "answer_idx", "CAB"),
+        ("medqa, pairs", "answer_idx", [2, 0, 1]), ("medqa, bigbio", "answer", [[c] for c in
+        (OWL[1][2], *OWL[1][:2])]), ("mmlu", "answer", [2, 0, 1]), ("mmlu", "answer", "CAB"),
+        ("race", "answer", "CAB"), ("swag", "label", [2, 0, 1]), ("hellaswag", "label", "201"),
+        ("hellaswag", "label", [2, 0, 1]), ("cosmos", "label", [2, 0, 1]),
+        ("social_iqa", "label", "312"), ("social_iqa", "label", "CAB"),
+        ("medmcqa", "cop", [2, 0, 1]), ("medmcqa", "cop", [3, 1, 2, 4]),
+    ],
+)  # fmt: skip
+def test_answers_are_counted_as_their_format_says(
+    name: str, key: str, said: list, tmp_path: Path
+) -> None:
+    assert answers(tmp_path / "train.jsonl", name, key, said)[:3] == [2, 0, 1]
+
+
+def test_of_two_choices_the_second_is_right(tmp_path: Path) -> None:
+    assert answers(tmp_path / "train.jsonl", "piqa", "label", [1, 0]) == [1, 0]
+    assert answers(tmp_path / "train.jsonl", "winogrande", "answer", "21") == [1, 0]
+
+
+def test_piqa_has_its_labels_from_0_in_a_file_of_their_own(tmp_path: Path) -> None:
+    goal = {key: value for key, value in FORMATS["piqa"].items() if key != "label"}
+    path = write_lines(tmp_path / "train.jsonl", goal, goal)
+    write_lines(tmp_path / "train-labels.lst", "1", "0")
+    assert [q.answer for q in read_questions(path)] == [1, 0]
+
+
+def test_labels_of_a_line_may_differ_from_those_before(tmp_path: Path) -> None:
+    """As in ARC, whose labels are letters in most lines and numbers in some."""
+    letters, numbers = FORMATS["openbookqa, hub"], FORMATS["arc, hub"]
+    path = write_lines(
+        tmp_path / "train.jsonl", letters | {"answerKey": "B"}, numbers | {"answerKey": "3"}
+    )
+    assert [q.answer for q in read_questions(path)] == [1, 2]
+
+
+def test_a_count_that_no_line_tells_is_not_guessed(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    with pytest.raises(ValueError, match=r"train.jsonl: no line tells .* from 0 or place from 1"):
+        answers(path, "medmcqa", "cop", [1, 2, 3])
+    for name, key, said in (
+        ("medmcqa", "cop", [0, 1, 4]), ("release", "AnswerKey", ["A", 1]),
+        ("release, number from 0", "answer_idx", [0, "A"]),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"line \d: the answer is counted in another way"):
+            answers(path, name, key, said)
+
+
+def test_the_right_choice_of_sciq_may_stand_anywhere_but_always_there(tmp_path: Path) -> None:
+    rows = [FORMATS["sciq"] | {"question": f"What eats {i} mice?"} for i in range(400)]
+    path = write_lines(tmp_path / "train.jsonl", *rows)
+    first, again = read_questions(path), read_questions(path)
+    assert first == again
+    counts = Counter(q.answer for q in first)
+    assert all(70 < counts[place] < 130 for place in range(4)), counts
+
+
 BAD_LINES = {
     "line 2: not JSON": "{",
-    "line 2: must be a JSON object": "[]",
-    'line 2: has neither "choices" nor "question.stem", "options" or "answerA"': {"question": "?"},
+    "line 2: must be a JSON object": "1",
+    "line 2: must be a JSON object, one a line": "[",
+    "line 2: has no choices in any of: choices, options, endings, ": {"question": "?"},
+    "line 2: has no question in any of: question, ": {
+        "premise": "?", "choices": ["a", "b"]
+    },
+    "line 2: has no question": {  # as RACE was released, several questions a file
+        "article": "", "questions": ["?"], "options": [["a", "b"]], "answers": ["A"]
+    },
     'line 2: "text" is missing or not a text': {"question": "?", "choices": [{"text": 1}] * 2},
     'line 2: "choices" is missing or not a list': {"question": "?", "choices": "ab"},
+    'line 2: "label" is missing or not a list': {
+        "question": "?", "choices": {"text": ["a", "b"], "label": "AB"}
+    },
+    'line 2: "choices" has lists of different lengths': {
+        "question": "?", "choices": {"text": ["a", "b"], "label": ["A"]}
+    },
     'line 2: "context" is missing or not a text': FORMATS["release"] | {"context": 1},
+    'line 2: "answerB" is missing or not a text': {"question": "?", "answerA": "a"},
     'line 2: "knowledges" must be a list of texts': FORMATS["release"] | {"knowledges": [1]},
+    'line 2: "support" must be a list of texts': FORMATS["release"] | {"support": 1},
     "line 2: needs at least two choices, has 1": {
         "question": "?", "choices": [{"text": "a"}], "AnswerKey": "A"
     },
     "line 2: needs at least two choices, has 0": {"question": "?", "choices": []},
-    "line 2: the answer must be one of A, B, C, not 'D'": FORMATS["release"] | {"AnswerKey": "D"},
-    "line 2: the answer must be one of A, B, C, not 1": FORMATS["release"] | {"AnswerKey": 1},
-    "line 2: the answer is missing": FORMATS["release"] | {"AnswerKey": ""},
+    "line 2: the answer must be one of A, B, C or 1, 2, 3, not 'D'": FORMATS["release"]
+    | {"AnswerKey": "D"},
+    "line 2: the answer must be one of A, B, C or 1, 2, 3, not 0": FORMATS["release"]
+    | {"AnswerKey": 0},
+    "line 2: the answer must be one of A, B, C, not 1": FORMATS["openbookqa, hub"]
+    | {"answerKey": 1},
+    "line 2: the answer is missing: AnswerKey or ": FORMATS["release"] | {"AnswerKey": ""},
     "line 2: in another format than the lines before": FORMATS["medqa"],
     "surrogates not allowed": FORMATS["release"] | {"question": "\ud83e"},
+    "line 2: the answer must be one of A B, b": FORMATS["medqa"]
+    | {"options": {"A\nB": "a", "b": "b"}},
 }  # fmt: skip
 
 
@@ -60,13 +193,17 @@ def test_a_bad_line_is_named(message: str, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+# ---- files
+
+
 def test_bad_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     with pytest.raises(FileNotFoundError, match=r"train.jsonl: no such file"):
         read_questions(path)
-    path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"train.jsonl: is empty"):
-        read_questions(path)
+    for nothing in (b"", b"\n \r\n", b"\xef\xbb\xbf"):
+        path.write_bytes(nothing)
+        with pytest.raises(ValueError, match=r"train.jsonl: is empty"):
+            read_questions(path)
     path.write_bytes(json.dumps(FORMATS["release"]).encode() + b"\n\xff\n")
     with pytest.raises(ValueError, match=r"train.jsonl, line 2: not UTF-8 text"):
         read_questions(path)
@@ -79,6 +216,82 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         read_facts(tmp_path / "facts.txt")
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_files_of_any_system_and_editor_are_read(end: str, tmp_path: Path) -> None:
+    """A byte-order mark, blank lines, the line ends of Windows."""
+    row, path = json.dumps(FORMATS["social_iqa"]), tmp_path / "train.jsonl"
+    path.write_bytes("".join(["\ufeff", row, end, end, row, end, " ", end]).encode())
+    (tmp_path / "train-labels.lst").write_bytes("".join(["\ufeff1", end, "2", end, end]).encode())
+    assert [q.answer for q in read_questions(path)] == [0, 1]
+    path.write_bytes("".join(["\ufeff", row, end, end, "{", end]).encode())
+    with pytest.raises(ValueError, match=r"train.jsonl, line 3: not JSON"):
+        read_questions(path)
+    facts = tmp_path / "facts.txt"
+    facts.write_bytes("".join(["\ufeffOwls eat mice.", end, end, "Oaks are old."]).encode())
+    assert read_facts(facts) == ["Owls eat mice.", "", "Oaks are old."]
+
+
+# ---- folders
+
+
+def write_folder(folder: Path, *names: str) -> None:
+    """In each file one question that brings a fact, and one that doesn't."""
+    bare = FORMATS["release"] | {"knowledges": []}
+    for name in names:
+        write_lines(folder / f"{name}.jsonl", FORMATS["release"], bare)
+
+
+@pytest.mark.parametrize("valid", ["valid", "dev", "validation"])
+def test_a_folder_has_two_splits_or_three(valid: str, tmp_path: Path) -> None:
+    write_folder(tmp_path, valid, "train")
+    assert list(read_splits(tmp_path, None)) == ["train", "valid"]
+    write_lines(tmp_path / "test.jsonl", FORMATS["release"] | {"AnswerKey": ""})
+    splits = read_splits(tmp_path, None)
+    assert list(splits) == ["train", "valid", "test"]
+    assert splits["train"][0].answer == 0
+    assert splits["test"][0].answer is None
+
+
+@pytest.mark.parametrize("name", ["train", "valid", "test"])
+def test_a_folder_without_questions_is_told_what_it_needs(name: str, tmp_path: Path) -> None:
+    write_folder(tmp_path, name)
+    with pytest.raises(FileNotFoundError, match=r"needs train.jsonl and one of .* facts.txt$"):
+        read_splits(tmp_path, None)
+
+
+def test_the_report_says_whose_facts_there_are(tmp_path: Path) -> None:
+    write_folder(tmp_path, "train", "valid")
+    said, path = [], tmp_path / "facts.txt"
+    read_splits(tmp_path, None, say=said.append)
+    assert said == ["facts     2 questions bring their own"]
+    with pytest.raises(FileNotFoundError, match=r"facts.txt: no such file, but 2 questions need"):
+        read_splits(tmp_path, 1)
+    write_lines(path, "mice fear owls", "", "oaks and rain")
+    said.clear()
+    splits = read_splits(tmp_path, 1, say=said.append)
+    assert [q.facts[0] for q in splits["train"]] == [["Owls eat mice."], ["mice fear owls"]]
+    out_of = f"get theirs out of 2 in {path}; blank lines skipped: 1"
+    assert said == ["facts     2 questions bring their own", f"facts     2 questions {out_of}"]
+    said.clear()
+    splits = read_splits(tmp_path, 1, always=True, say=said.append)
+    assert [q.facts[0] for q in splits["train"]] == [["mice fear owls"]] * 2
+    assert said == [f"facts     4 questions {out_of}"]
+
+
+def test_blank_lines_and_questions_without_any_fact_are_counted(tmp_path: Path) -> None:
+    write_folder(tmp_path, "train", "valid")
+    with open(tmp_path / "valid.jsonl", "a") as file:
+        file.write("\n \n")
+    write_lines(tmp_path / "facts.txt", "the sea is salty")
+    said = []
+    read_splits(tmp_path, 1, say=said.append)
+    assert said[0] == f"skipped   2 blank lines in {tmp_path / 'valid.jsonl'}"
+    assert said[2].endswith("facts.txt; nothing was found for 2")
+
+
+# ---- facts
+
+
 def test_each_choice_gets_the_facts_for_it_and_the_question() -> None:
     facts = ["Owls eat mice.", "Oaks are trees.", "Rain falls.", "Mice eat oaks."]
     question = Question("", *OWL, 0, [[]])
@@ -88,3 +301,18 @@ def test_each_choice_gets_the_facts_for_it_and_the_question() -> None:
         ["Mice eat oaks.", "Owls eat mice."],
         ["Rain falls.", "Owls eat mice."],
     ]
+
+
+def test_equal_facts_take_one_place() -> None:
+    question = Question("", *OWL, 0, [[]])
+    retrieve([question], ["Owls eat mice.", "Rain.", "Owls eat mice.", "Mice eat oaks."], 2)
+    assert question.facts[0] == ["Owls eat mice.", "Mice eat oaks."]
+
+
+def test_baselines_are_what_rules_without_learning_reach() -> None:
+    facts = [["the coat is blue"]]
+    coat = Question("", "?", ["red hat", "blue coat"], 1, facts)
+    coats = [coat, coat, replace(coat, answer=0)]
+    hat = Question("a hat", "red?", ["coat", "red hat"], 1, [[]])
+    assert baselines([coat], coats) == "always choice 2: 66.7%, most common words: 66.7%"
+    assert baselines(coats, [hat]) == "always choice 2: 100.0%, most common words: 100.0%"

@@ -11,7 +11,7 @@ from data import make_toy
 from load_weights import (
     load_tokenizer,
 )
-from parts.questions import release
+from parts.questions import to_question
 from test_kformer import HERE
 
 
@@ -28,7 +28,7 @@ def test_every_word_of_every_level_is_in_the_vocabulary(level: str) -> None:
     for split, rng in ((split, random.Random(0)) for split in make_toy.SIZES):
         for _ in range(300):
             line = json.dumps(make_toy.make_question(rng, split, level))
-            question = release(json.loads(line), None)
+            question, _ = to_question(json.loads(line))
             for text in (question.question, *question.choices, *question.facts[0]):
                 assert tokenizer.unk_token_id not in tokenizer.encode(text), text
 
