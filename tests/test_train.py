@@ -338,3 +338,21 @@ def test_what_a_failing_run_would_replace_is_kept(
     after = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     assert after.pop(STATE)
     assert after == before
+
+
+def test_a_world_is_checked_as_a_checkpoint_is(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    """The [SEP] that closes the facts is the vocabulary's, and the vocabulary must fit."""
+    world = Path(shutil.copytree(small_world, tmp_path / "world"))
+    config = json.loads((world / "config.json").read_text())
+    del config["sep_token_id"]
+    (world / "config.json").write_text(json.dumps(config))
+    arguments = ["--data", world, "--inject", "concat", "--steps", 1, "--out", tmp_path / "run"]
+    run_train(monkeypatch, *arguments)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["sep_token_id"] == 3
+    (world / "config.json").write_text(json.dumps(config | {"vocab_size": 20}))
+    with pytest.raises(SystemExit):
+        run_train(monkeypatch, *arguments)
+    assert "the vocabulary has 228 tokens, but vocab_size" in capsys.readouterr().err
