@@ -25,11 +25,11 @@ class Tokenizer:
     """What both kinds share: ids, and the tokens that stand in the text as they are.
 
     `vocab[i]` is the token of id i. `added` are those tokens, in the form that transformers has for
-    them: {"content": "<mask>", "lstrip": True}. One that isn't in `vocab` gets the next id.
-    `special` are the tokens that NAMES names; the last one may be missing.
+    them: {"content": "<mask>", "lstrip": True}. One that isn't in `vocab` gets the next id, and one
+    with "normalized" is looked for when the text is. `special` are the tokens that NAMES names.
     """
 
-    special: Sequence[str | None]
+    special: Sequence[str | None]  # the last one, mask, may be missing
 
     def __init__(
         self, vocab: list[str], added: list[dict] | None, special: Sequence[str | None] | None
@@ -38,7 +38,7 @@ class Tokenizer:
         self.own_ids = {token: i for i, token in enumerate(vocab)}  # without those added
         self.ids, special = {**self.own_ids}, special or self.special
         usual = [{"content": token, "special": True} for token in special if token in self.ids]
-        self.added = usual if added is None else added
+        self.added = [{"normalized": False} | t for t in (usual if added is None else added)]
         for token in self.added:
             if token["content"] not in self.ids:
                 self.ids[token["content"]] = len(self.vocab)
@@ -48,9 +48,9 @@ class Tokenizer:
         self.special = tuple(token if token in self.ids else None for token in special)
         ids = (self.ids[token] for token in self.special[:4])
         self.pad_token_id, self.unk_token_id, self.cls_token_id, self.sep_token_id = ids
-        late = [t for t in self.added if t.get("normalized", not t.get("special"))]
-        self.marks = Marks([(t["content"], t) for t in self.added if t not in late], self.ids)
-        self.late_marks = Marks([(self.normalize(t["content"]), t) for t in late], self.ids)
+        late = [(self.normalize(t["content"]), t) for t in self.added if t["normalized"]]
+        soon = [(t["content"], t) for t in self.added if not t["normalized"]]
+        self.marks, self.late_marks = Marks(soon, self.ids), Marks(late, self.ids)
         self.word_ids = lru_cache(maxsize=None)(self.word_ids)  # most words come again and again
 
     def encode(self, text: str) -> list[int]:
@@ -67,7 +67,11 @@ class Tokenizer:
 
     def config_file(self, **settings: object) -> dict[str, str]:
         settings |= dict(zip(NAMES, self.special, strict=True))
-        added = {self.ids[token["content"]]: token for token in self.added}
+        flags = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+        added = {
+            self.ids[token["content"]]: {flag: token.get(flag, False) for flag in flags}
+            for token in self.added
+        }
         content = json.dumps(settings | {"added_tokens_decoder": added}, indent=2)
         return {"tokenizer_config.json": content + "\n"}
 
@@ -94,7 +98,9 @@ class Marks:
                 start = max(done, len(text[:start].rstrip(SPACE)))
             if token.get("rstrip"):
                 end = len(text) - len(text[end:].lstrip(SPACE))
-            ids += [*between(text[done:start]), self.ids[token["content"]]]
+            ids += between(text[done:start])
+            if start < end:  # else all of it was taken along by the one before
+                ids.append(self.ids[token["content"]])
             done = end
         return ids + between(text[done:])
 

@@ -30,7 +30,6 @@ USUAL = {
     | {"add_prefix_space": False},
     None: dict.fromkeys(("bos_token", "eos_token", *NAMES)),
 }
-FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 # Settings of tokenizer_config.json that change ids -> the value that is built here.
 BUILT = {
     "split_special_tokens": False, "fix_mistral_regex": False, "init_inputs": [], "vocab": None,
@@ -52,21 +51,24 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     with blaming(path):
         if cls is not kind and (cls or path.name != "tokenizer.json"):
             raise ValueError(f"a {kind.__name__} vocabulary, but the tokenizer is a {name}")
-        vocab = in_order(ids)
     with blaming(config):
         must_be(settings, **BUILT)
         stated = stated_tokens(folder, settings, whole.pop("added_tokens", []), cls)
         settings = USUAL[cls] | settings
-        added = with_special(stated, settings)
-        special = [as_token(settings[name])["content"] for name in NAMES]
+        added = {token["content"]: token for token in stated}
+        added |= {t: token for t, token in special_tokens(settings).items() if t not in added}
+        special = [settings[name] for name in NAMES]
+        special = [token["content"] if isinstance(token, dict) else token for token in special]
         options = agreed(whole, settings | {"unk_token": special[1]}, OPTIONS[kind])
     with blaming(path):
-        known = {*ids, *(token["content"] for token in stated)}
-        if missing := [token for token in special[:4] if token not in known]:
-            raise ValueError(f"the token {missing[0]} is missing")
-        if len(ids) < len(vocab) and not {token["content"] for token in added} <= ids.keys():
+        for name, token in zip(NAMES[:4], special, strict=False):
+            if token not in ids and token not in (t["content"] for t in stated):
+                raise ValueError(f"the token {token or name} is missing")
+        new = [token for token in added if token not in ids]
+        vocab = in_order(ids if new else {token: i for token, i in ids.items() if token})
+        if new and len(ids) < len(vocab):
             raise ValueError("the ids have gaps, so that an added token has no place for sure")
-        tokenizer = kind(vocab, *merges, *options, added, special)
+        tokenizer = kind(vocab, *merges, *options, [*added.values()], special)
         for token in stated:
             if token["id"] != (found := tokenizer.ids[token["content"]]):
                 wrong = f"the added token {token['content']!r} has the id {token['id']}"
@@ -116,6 +118,8 @@ def parse_tokenizer(content: dict) -> tuple[type, dict[str, int], list, dict]:
     if kinds == ["WordPiece", "BertNormalizer", "BertPreTokenizer"]:
         must_be(model, continuing_subword_prefix="##", max_input_chars_per_word=100)
         must_be(normalizer, clean_text=True)
+        if odd := [t for t in model["vocab"] if t != t.rstrip(SPACE) or "\n" in t]:
+            raise ValueError(f"the token {odd[0]!r} has white space that no line of vocab.txt has")
         whole = {
             "do_lower_case": normalizer["lowercase"],
             "strip_accents": normalizer["strip_accents"],
@@ -128,6 +132,8 @@ def parse_tokenizer(content: dict) -> tuple[type, dict[str, int], list, dict]:
         must_be(model, ignore_merges=False)
         must_be(splitter, use_regex=True)
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+        if any(merge.startswith("#version") for merge in merges):
+            raise ValueError('a merge starts with "#version", which merges.txt has for a comment')
         whole = {"add_prefix_space": splitter["add_prefix_space"], "added_tokens": added}
         return ByteLevelBPE, model["vocab"], [merges], whole
     kind = " + ".join(str(kind) for kind in kinds if kind)
@@ -147,9 +153,10 @@ def stated_tokens(folder: Path, settings: dict, whole: list[dict], cls: type | N
         names = read_if_there(folder / "special_tokens_map.json")
         must_be(names, extra_special_tokens=None)
         settings |= names
-        special = special_tokens(settings)
-        older = read_if_there(folder / "added_tokens.json")
-        stated += [{"content": t, "special": t in special, "id": i} for t, i in older.items()]
+        typed = [k for k, t in settings.items() if isinstance(t, dict) and "__type" in t]
+        special = special_tokens({k: t for k, t in settings.items() if k not in typed})
+        older = read_if_there(folder / "added_tokens.json").items()
+        stated += [{"id": i, "content": t, "normalized": t not in special} for t, i in older]
     if by_id is None or cls is None:
         stated += whole
     stated += [token | {"id": int(i)} for i, token in (by_id or {}).items()]
@@ -160,22 +167,10 @@ def special_tokens(settings: dict) -> dict[str, dict]:
     """Those that have a name, and then those that have none, by their content."""
     tokens = [t for k, t in settings.items() if k.endswith("_token") and isinstance(t, str | dict)]
     extra = settings.get("extra_special_tokens", settings.get("additional_special_tokens")) or []
-    tokens += extra.values() if isinstance(extra, dict) else extra
-    return {token["content"]: token for token in map(as_token, tokens)}
-
-
-def as_token(token: str | dict | None) -> dict:
-    token = token if isinstance(token, dict) else {"content": token}
-    return {flag: token[flag] for flag in FLAGS if flag in token} | {"special": True}
-
-
-def with_special(stated: list[dict], settings: dict) -> list[dict]:
-    """The added tokens, each once: what is stated last holds, and special ones join them."""
-    special = special_tokens(settings)
-    added = {t["content"]: {flag: t[flag] for flag in FLAGS if flag in t} for t in stated}
-    for content, token in special.items():
-        added[content] = added[content] | {"special": True} if content in added else token
-    return list(added.values())
+    if extra and not isinstance(extra, list):
+        raise ValueError(f'"extra_special_tokens" is {extra!r}, must be a list')
+    tokens = [t if isinstance(t, dict) else {"content": t} for t in [*tokens, *extra]]
+    return {t["content"]: {"normalized": False} | t | {"special": True} for t in tokens}
 
 
 def agreed(whole: dict, settings: dict, names: tuple[str, ...]) -> list:
@@ -197,6 +192,7 @@ def agreed(whole: dict, settings: dict, names: tuple[str, ...]) -> list:
 
 def in_order(ids: dict[str, int]) -> list[str]:
     """{token: id} -> the token of each id, "" where there is none."""
+    "".join(ids).encode()  # half a character, "\\ud800", is an error
     places = sorted(ids.values())
     if not all(type(i) is int and 0 <= i < 10_000_000 for i in places):
         raise ValueError("the ids of the tokens must be whole numbers below 10,000,000")

@@ -46,20 +46,25 @@ def test_every_form_of_a_vocabulary_is_read(folder: Path) -> None:
 
 def whole_tokenizer(tokenizer: Tokenizer) -> dict:
     """What transformers writes as tokenizer.json, as far as it's read."""
-    added = [{"id": tokenizer.ids[token["content"]]} | token for token in tokenizer.added]
-    model = {"type": "WordPiece", "vocab": tokenizer.ids}
-    normalizer = {"type": "BertNormalizer", "lowercase": True, "strip_accents": None}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "special": False}
+    added = [{"id": tokenizer.ids[t["content"]]} | flags | t for t in tokenizer.added]
+    added.sort(key=lambda token: token["id"])
+    model = {"type": "WordPiece", "unk_token": "[UNK]", "vocab": tokenizer.own_ids}
+    model |= {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
+    normalizer = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True}
+    normalizer |= {"lowercase": True, "strip_accents": None}
     splitter = {"type": "BertPreTokenizer"}
     if isinstance(tokenizer, ByteLevelBPE):
         pairs = [pair.split(" ") for pair in tokenizer.merges]
-        model = {"type": "BPE", "vocab": tokenizer.ids, "merges": pairs}
+        model = {"type": "BPE", "vocab": tokenizer.own_ids, "merges": pairs}
         normalizer, splitter = None, {"type": "ByteLevel", "add_prefix_space": False}
+        splitter |= {"trim_offsets": True}
     steps = {"normalizer": normalizer, "pre_tokenizer": splitter}
-    return {"model": model, "added_tokens": added} | steps
+    return {"version": "1.0", "model": model, "added_tokens": added} | steps
 
 
 def test_lower_case_is_what_the_folder_says(tmp_path: Path) -> None:
-    """tokenizer_config.json before tokenizer.json, lower case where neither says anything."""
+    """Lower case where nothing is said; tokenizer.json and tokenizer_config.json must agree."""
     vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "ete", "Ete", "été", "Été"]
     (tmp_path / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
 
@@ -82,9 +87,13 @@ def test_lower_case_is_what_the_folder_says(tmp_path: Path) -> None:
     whole = whole_tokenizer(WordPiece(vocab))
     whole["normalizer"]["lowercase"] = False
     (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+    for said in (None, {"do_lower_case": True}, {"do_lower_case": False, "strip_accents": True}):
+        if said:
+            config.write_text(json.dumps(said))
+        with pytest.raises(ValueError, match="in tokenizer.json it is (F|f)alse"):
+            pieces()
+    config.write_text('{"do_lower_case": false}')
     assert pieces() == ["Été"]
-    config.write_text('{"do_lower_case": true}')
-    assert pieces() == ["ete"]
 
 
 def test_wordpiece_cleans_splits_and_takes_the_longest_piece() -> None:
@@ -100,13 +109,13 @@ def test_wordpiece_cleans_splits_and_takes_the_longest_piece() -> None:
     assert WordPiece(vocab, lower=False).encode("Cafe cafe") == [1, 8]
 
 
-def byte_level(*merges: str, **options: bool) -> ByteLevelBPE:
+def byte_level(*merges: str, **options: object) -> ByteLevelBPE:
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     merged = [pair.replace(" ", "") for pair in merges]
     return ByteLevelBPE([*special, *byte_symbols(), *merged], list(merges), **options)
 
 
-def bpe_pieces(text: str, *merges: str, **options: bool) -> list[str]:
+def bpe_pieces(text: str, *merges: str, **options: object) -> list[str]:
     tokenizer = byte_level(*merges, **options)
     return [tokenizer.vocab[i] for i in tokenizer.encode(text)]
 
@@ -132,7 +141,9 @@ def test_a_leading_space_counts_in_bpe() -> None:
     assert bpe_pieces("owl owl", *merges) == ["owl", "Ġowl"]
     assert bpe_pieces("owl owl", *merges, add_prefix_space=True) == ["Ġowl", "Ġowl"]
     assert bpe_pieces("\towl", *merges, add_prefix_space=True) == ["Ġ", "ĉ", "owl"]
-    assert bpe_pieces("owl <mask>", *merges) == ["owl", "<mask>"], "<mask> takes the space along"
+    assert bpe_pieces("owl <mask>", *merges) == ["owl", "Ġ", "<mask>"]
+    greedy = [{"content": "<mask>", "lstrip": True}]
+    assert bpe_pieces("owl <mask>", *merges, added=greedy) == ["owl", "<mask>"]
 
 
 def test_bpe_brings_every_text_back() -> None:
