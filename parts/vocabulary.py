@@ -43,36 +43,26 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     (byte-level BPE).
     """
     folder = Path(folder)
-    config = folder / "tokenizer_config.json"
-    settings = read_if_there(config)
+    settings = read_if_there(folder / "tokenizer_config.json")
     name = tokenizer_class(folder, settings)
     path, kind, ids, merges, whole = read_vocabulary(folder)
     cls = CLASSES[name] if name else kind
     with blaming(path):
         if cls is not kind and (cls or path.name != "tokenizer.json"):
             raise ValueError(f"a {kind.__name__} vocabulary, but the tokenizer is a {name}")
-    with blaming(config):
+    with blaming(folder / "tokenizer_config.json"):
         must_be(settings, **BUILT)
         stated = stated_tokens(folder, settings, whole.pop("added_tokens", []), cls)
         settings = USUAL[cls] | settings
+        special = [content_of(settings[name]) for name in NAMES]
+        options = agreed(whole, settings | {"unk_token": special[1]}, OPTIONS[kind])
         added = {token["content"]: token for token in stated}
         added |= {t: token for t, token in special_tokens(settings).items() if t not in added}
-        special = [settings[name] for name in NAMES]
-        special = [token["content"] if isinstance(token, dict) else token for token in special]
-        options = agreed(whole, settings | {"unk_token": special[1]}, OPTIONS[kind])
     with blaming(path):
-        for name, token in zip(NAMES[:4], special, strict=False):
-            if token not in ids and token not in (t["content"] for t in stated):
-                raise ValueError(f"the token {token or name} is missing")
-        new = [token for token in added if token not in ids]
-        vocab = in_order(ids if new else {token: i for token, i in ids.items() if token})
-        if new and len(ids) < len(vocab):
-            raise ValueError("the ids have gaps, so that an added token has no place for sure")
+        check_named(special, ids.keys() | {token["content"] for token in stated})
+        vocab = in_order(ids, [token for token in added if token not in ids])
         tokenizer = kind(vocab, *merges, *options, [*added.values()], special)
-        for token in stated:
-            if token["id"] != (found := tokenizer.ids[token["content"]]):
-                wrong = f"the added token {token['content']!r} has the id {token['id']}"
-                raise ValueError(f"{wrong}, but {found} is its place in the vocabulary")
+        check_ids(tokenizer, stated)
         return tokenizer
 
 
@@ -173,6 +163,10 @@ def special_tokens(settings: dict) -> dict[str, dict]:
     return {t["content"]: {"normalized": False} | t | {"special": True} for t in tokens}
 
 
+def content_of(token: str | dict | None) -> str | None:
+    return token["content"] if isinstance(token, dict) else token
+
+
 def agreed(whole: dict, settings: dict, names: tuple[str, ...]) -> list:
     """The options of a constructor; what tokenizer.json says and the settings must not differ."""
     for options in (whole, settings):
@@ -190,17 +184,36 @@ def agreed(whole: dict, settings: dict, names: tuple[str, ...]) -> list:
     return found
 
 
-def in_order(ids: dict[str, int]) -> list[str]:
-    """{token: id} -> the token of each id, "" where there is none."""
+def check_named(special: list[str | None], known: set[str]) -> None:
+    for name, token in zip(NAMES[:4], special, strict=False):
+        if token not in known:
+            raise ValueError(f"the token {token or name} is missing")
+
+
+def check_ids(tokenizer: Tokenizer, stated: list[dict]) -> None:
+    """transformers takes the id that a token has in the vocabulary, or the next one."""
+    for token in stated:
+        content, found = token["content"], tokenizer.ids[token["content"]]
+        if token["id"] != found:
+            raise ValueError(
+                f"{found} is the place of the added token {content!r}, whose id is said to be "
+                f"{token['id']}"
+            )
+
+
+def in_order(ids: dict[str, int], new: list[str]) -> list[str]:
+    """{token: id} -> the token of each id, "" where there is none. `new` ones are to be added."""
     "".join(ids).encode()  # half a character, "\\ud800", is an error
-    places = sorted(ids.values())
+    places = sorted(i for token, i in ids.items() if token or new)  # no word is ""
     if not all(type(i) is int and 0 <= i < 10_000_000 for i in places):
         raise ValueError("the ids of the tokens must be whole numbers below 10,000,000")
     if len(set(places)) < len(places):
         raise ValueError("two tokens have the same id")
     vocab = [""] * (max(places, default=-1) + 1)
-    for token, i in ids.items():
-        vocab[i] = token
+    if new and len(places) < len(vocab):
+        raise ValueError(f"the ids have gaps, so that no id is sure for the new token {new[0]!r}")
+    for token in filter(None, ids):
+        vocab[ids[token]] = token
     return vocab
 
 

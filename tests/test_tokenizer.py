@@ -286,11 +286,29 @@ AS_IN_TRANSFORMERS = {
         roberta(added_tokens_decoder={264: token("[E]", lstrip=True, rstrip=True)}),
         "owl  [E] \nowl", [262, 264, 262],
     ),
+    "what one took along is no other": (
+        roberta(added_tokens_decoder={264: token("\n", lstrip=True, rstrip=True)}),
+        "owl \n\n", [262, 264],
+    ),
     "special tokens by other names": (
         bert("<s>", "</s>", cls_token="<s>", sep_token="</s>"), "the<s> [CLS]", [5, 11, 1, 1, 1]
     ),
     "an old vocabulary with added_tokens.json": (
         bert() | {"added_tokens.json": {"Zoo": 12, "Ape": 11}}, "zoo Ape", [12, 11]
+    ),
+    "one that is special is not normalized": (
+        bert(mask_token="[MASK]") | {"added_tokens.json": {"[MASK]": 4, "Zoo": 11}},
+        "[MASK]zoo[mask]", [4, 11, 1, 1, 1],
+    ),
+    "added tokens of two files": (
+        whole(bert(tokenizer_class="TokenizersBackend", added={11: token("[E1]")},
+                   pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]")),
+        "[MASK][E1]", [4, 11],
+    ),
+    "no <s>": (
+        roberta(bos_token=None, cls_token="[CLS]")
+        | {"vocab.json": {t.replace("<s>", "[CLS]"): i for i, t in enumerate(BYTES)}},
+        "owl<s>[CLS]", [262, 65, 120, 67, 0],
     ),
     "special_tokens_map.json": (
         roberta() | {"special_tokens_map.json": {"mask_token": token("<mask>", lstrip=True)}},
@@ -349,10 +367,12 @@ REFUSED = {
     '"split_special_tokens" is True': bert(split_special_tokens=True),
     '"extra_special_tokens" is': bert(extra_special_tokens={"image_token": "<i>"}),
     "do_lower_case, strip_accents, tokenize_chinese_chars must be true": bert(do_lower_case="no"),
-    "the token <new> is missing": bert(cls_token="<new>"),
+    "vocab.txt: the token <new> is missing": bert(cls_token="<new>"),
     "the token pad_token is missing": bert(pad_token=None),
     "the token [PAD] is missing": bert() | {"vocab.txt": "\ufeff" + "\n".join(WORDS)},
-    "the added token '[E1]' has the id 15, but 11 is its": bert(added={15: token("[E1]")}),
+    "11 is the place of the added token '[E1]', whose id is said to be 15": bert(
+        added={15: token("[E1]")}
+    ),
     "the ids have gaps": bert("", "", added={13: token("[E1]")}),
     "two added tokens are the same": bert(
         added={11: token("Zoo", normalized=True), 12: token("zoo", normalized=True)}
