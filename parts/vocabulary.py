@@ -77,7 +77,8 @@ def tokenizer_class(folder: Path, settings: dict) -> str | None:
             if name:
                 known = ", ".join(CLASSES)
                 raise ValueError(f'"tokenizer_class" is {name!r}, only {known} are built here')
-    return {"bert": "BertTokenizer", "roberta": "RobertaTokenizer"}.get(config.get("model_type"))
+    usual = {"bert": "BertTokenizer", "roberta": "RobertaTokenizer"}
+    return usual.get(str(config.get("model_type")))  # None: goes by the files
 
 
 def read_vocabulary(folder: Path) -> tuple[Path, type, dict[str, int], list, dict]:
@@ -150,6 +151,8 @@ def stated_tokens(folder: Path, settings: dict, whole: list[dict], cls: type | N
     if by_id is None or cls is None:
         stated += whole
     stated += [token | {"id": int(i)} for i, token in (by_id or {}).items()]
+    if unclear := [t for t in stated if not t.get("special") and "normalized" not in t]:
+        raise ValueError(f'"normalized" isn\'t said of the added token {unclear[0]["content"]!r}')
     return sorted(stated, key=lambda token: token["id"])
 
 

@@ -373,6 +373,7 @@ REFUSED = {
     "11 is the place of the added token '[E1]', whose id is said to be 15": bert(
         added={15: token("[E1]")}
     ),
+    '"normalized" isn\'t said of the added token': bert(added={11: {"content": "[E1]"}}),
     "the ids have gaps": bert("", "", added={13: token("[E1]")}),
     "two added tokens are the same": bert(
         added={11: token("Zoo", normalized=True), 12: token("zoo", normalized=True)}
