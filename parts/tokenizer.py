@@ -2,64 +2,116 @@
 
 WordPiece and byte-level BPE both split a text into words and a word into pieces that they know.
 WordPiece takes the longest piece from the left; BPE starts from bytes and merges neighbours.
-load_tokenizer in load_weights.py makes one of them from the files of a checkpoint folder.
+load_tokenizer in vocabulary.py makes one of them from the files of a checkpoint folder.
 """
 
 import json
 import re
 import sys
 import unicodedata
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from heapq import heappop, heappush
 from itertools import count, groupby
 
 # What Unicode calls white space; \s in Python's re has four control characters more.
-SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009"
+SPACE += "\u200a\u2028\u2029\u202f\u205f\u3000"
+FRAMED = re.compile("[\u200c\u200dⒶ-ⓩ🄰-🅉🅐-🅩🅰-🆉]")  # words in Rust, with joiners
+NAMES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 
 
 class Tokenizer:
     """What both kinds share: ids, and the tokens that stand in the text as they are.
 
     `vocab[i]` is the token of id i. `added` are those tokens, in the form that transformers has for
-    them: {"content": "<mask>", "lstrip": True}, where "lstrip" takes the spaces before it along.
+    them: {"content": "<mask>", "lstrip": True}. One that isn't in `vocab` gets the next id, and one
+    with "normalized" is looked for when the text is. `special` are the tokens that NAMES names.
     """
 
-    special: tuple[str, ...]  # padding, unknown, beginning, end; the last one may be missing: mask
+    special: Sequence[str | None]  # the last one, mask, may be missing
 
-    def __init__(self, vocab: list[str], added: list[dict]) -> None:
-        self.vocab, self.ids = vocab, {token: i for i, token in enumerate(vocab)}
-        if missing := [token for token in self.special[:4] if token not in self.ids]:
+    def __init__(
+        self, vocab: list[str], added: list[dict] | None, special: Sequence[str | None] | None
+    ) -> None:
+        self.vocab, self.size = [*vocab], len(vocab)
+        self.own_ids = {token: i for i, token in enumerate(vocab)}  # without those added
+        self.ids, special = {**self.own_ids}, special or self.special
+        usual = [{"content": token, "special": True} for token in special if token in self.ids]
+        self.added = [{"normalized": False} | t for t in (usual if added is None else added)]
+        for token in self.added:
+            if token["content"] not in self.ids:
+                self.ids[token["content"]] = len(self.vocab)
+                self.vocab.append(token["content"])
+        if missing := [token for token in special[:4] if token not in self.ids]:
             raise ValueError(f"the token {missing[0]} is missing")
+        self.special = tuple(token if token in self.ids else None for token in special)
         ids = (self.ids[token] for token in self.special[:4])
         self.pad_token_id, self.unk_token_id, self.cls_token_id, self.sep_token_id = ids
-        usual = [{"content": t, "lstrip": t == "<mask>", "special": True} for t in self.special]
-        self.added = added or [token for token in usual if token["content"] in self.ids]
-        for token in self.added:
-            if token["content"] not in self.ids or token["content"] != token["content"].strip():
-                raise ValueError(f"the added token {token['content']!r} is not in the vocabulary")
-        longest_first = sorted(self.added, key=lambda token: -len(token["content"]))
-        self.marks = re.compile("|".join(map(added_pattern, longest_first)))
+        late = [(self.normalize(t["content"]), t) for t in self.added if t["normalized"]]
+        soon = [(t["content"], t) for t in self.added if not t["normalized"]]
+        self.marks, self.late_marks = Marks(soon, self.ids), Marks(late, self.ids)
         self.word_ids = lru_cache(maxsize=None)(self.word_ids)  # most words come again and again
 
     def encode(self, text: str) -> list[int]:
         """Text -> ids, without those of the beginning and the end."""
-        ids, done = [], 0
-        for mark in self.marks.finditer(text):
-            ids += self.text_ids(text[done : mark.start()])
-            ids.append(self.ids[mark.group().strip()])
-            done = mark.end()
-        return ids + self.text_ids(text[done:])
+        return self.marks.encode(text, self.between_marks)
+
+    def between_marks(self, text: str) -> list[int]:
+        if self.late_marks.tokens:
+            return self.late_marks.encode(self.normalize(text), self.text_ids)
+        return self.text_ids(text)
+
+    def normalize(self, text: str) -> str:
+        return text
 
     def config_file(self, **settings: object) -> dict[str, str]:
-        added = {self.ids[token["content"]]: token for token in self.added}
+        settings |= dict(zip(NAMES, self.special, strict=True))
+        flags = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+        added = {
+            self.ids[token["content"]]: {flag: token.get(flag, False) for flag in flags}
+            for token in self.added
+        }
         content = json.dumps(settings | {"added_tokens_decoder": added}, indent=2)
         return {"tokenizer_config.json": content + "\n"}
 
 
-def added_pattern(token: dict) -> str:
-    """{"content": "<mask>", "lstrip": True} -> a regular expression"""
-    left, right = (f"[{SPACE}]*" if token.get(side) else "" for side in ("lstrip", "rstrip"))
-    return left + re.escape(token["content"]) + right
+class Marks:
+    """Added tokens, to be found in a text from left to right, at one place the longest."""
+
+    def __init__(self, tokens: list[tuple[str, dict]], ids: dict[str, int]) -> None:
+        self.tokens, self.ids = dict(tokens), ids
+        if len(self.tokens) < len(tokens) or "" in self.tokens:
+            raise ValueError("two added tokens are the same, or one is empty, when normalized")
+        longest_first = sorted(self.tokens, key=len, reverse=True)
+        self.pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+    def encode(self, text: str, between: Callable[[str], list[int]]) -> list[int]:
+        """The ids of the added tokens in a text, and those that `between` finds around them."""
+        ids, done = [], 0
+        for mark in self.pattern.finditer(text):
+            token, (start, end) = self.tokens[mark.group()], mark.span()
+            beside = text[max(start - 1, 0) : start] + text[end : end + 1]
+            if token.get("single_word") and any(map(is_word, beside)):
+                continue
+            if token.get("lstrip"):  # takes the spaces before it along
+                start = max(done, len(text[:start].rstrip(SPACE)))
+            if token.get("rstrip"):
+                end = len(text) - len(text[end:].lstrip(SPACE))
+            ids += between(text[done:start])
+            if start < end:  # else all of it was taken along by the one before
+                ids.append(self.ids[token["content"]])
+            done = end
+        return ids + between(text[done:])
+
+
+category = lru_cache(maxsize=None)(unicodedata.category)
+
+
+def is_word(c: str) -> bool:
+    """Letters, marks, digits, connectors like "_", joiners, letters in circles and squares."""
+    kind = category(c)
+    return kind[0] in "LM" or kind in ("Nd", "Nl", "Pc") or FRAMED.match(c) is not None
 
 
 # ----------------------------------------------------------------------------------- WordPiece
@@ -81,18 +133,20 @@ class WordPiece(Tokenizer):
 
     def __init__(
         self, vocab: list[str], lower: bool = True, strip_accents: bool | None = None,
-        added: list[dict] | None = None,
+        chinese: bool = True, added: list[dict] | None = None,
+        special: Sequence[str | None] | None = None,
     ) -> None:
-        self.lower = lower
+        self.lower, self.chinese = lower, chinese
         self.strip_accents = lower if strip_accents is None else strip_accents
-        super().__init__(vocab, added)
+        super().__init__(vocab, added, special)
 
     def files(self) -> dict[str, str]:
         """File name -> content, as load_tokenizer and transformers read them."""
-        return {"vocab.txt": "\n".join(self.vocab) + "\n"} | self.config_file(
+        return {"vocab.txt": "\n".join(self.vocab[: self.size]) + "\n"} | self.config_file(
             tokenizer_class="BertTokenizer",
             do_lower_case=self.lower,
             strip_accents=self.strip_accents,
+            tokenize_chinese_chars=self.chinese,
         )
 
     def decode(self, ids: list[int]) -> str:
@@ -103,19 +157,19 @@ class WordPiece(Tokenizer):
         return [i for word in text.split(" ") for i in self.word_ids(word)]
 
     def word_ids(self, text: str) -> list[int]:
-        """What stands between two spaces -> ids: cleaned, split and taken apart."""
-        return [i for word in self.clean(text).split() for i in self.pieces(word)]
+        """What stands between two spaces -> ids: normalized, split and taken apart."""
+        text = self.normalize(text)  # once more, where that was done for added tokens: no matter
+        text = "".join(f" {c} " if is_punctuation(c) else c for c in text)
+        return [i for word in text.split() for i in self.pieces(word)]
 
-    def clean(self, text: str) -> str:
+    def normalize(self, text: str) -> str:
         """Control characters out, accents off and letters small where asked, CJK set apart."""
-        chars = [c for c in text if c in "\t\n\r" or not is_control(c)]
-        text = "".join(f" {c} " if is_cjk(c) else " " if category(c) == "Zs" else c for c in chars)
+        chars = [" " if c in SPACE else c for c in text if c in "\t\n\r" or not is_control(c)]
+        text = "".join(f" {c} " if self.chinese and is_cjk(c) else c for c in chars)
         if self.strip_accents:
             text = unicodedata.normalize("NFD", text)
             text = "".join(c for c in text if category(c) != "Mn")
-        if self.lower:
-            text = "".join(c.lower() for c in text)
-        return "".join(f" {c} " if is_punctuation(c) else c for c in text)
+        return "".join(c.lower() for c in text) if self.lower else text
 
     def pieces(self, word: str) -> list[int]:
         """One word -> its pieces, each the longest that fits."""
@@ -125,15 +179,12 @@ class WordPiece(Tokenizer):
         while start < len(word):
             prefix = "##" if start else ""
             ends = range(len(word), start, -1)
-            end = next((e for e in ends if prefix + word[start:e] in self.ids), None)
+            end = next((e for e in ends if prefix + word[start:e] in self.own_ids), None)
             if end is None:
                 return [self.unk_token_id]
-            pieces.append(self.ids[prefix + word[start:end]])
+            pieces.append(self.own_ids[prefix + word[start:end]])
             start = end
         return pieces
-
-
-category = lru_cache(maxsize=None)(unicodedata.category)
 
 
 def is_control(c: str) -> bool:
@@ -175,24 +226,27 @@ class ByteLevelBPE(Tokenizer):
 
     def __init__(
         self, vocab: list[str], merges: list[str], add_prefix_space: bool = False,
-        added: list[dict] | None = None,
+        added: list[dict] | None = None, special: Sequence[str | None] | None = None,
     ) -> None:
-        super().__init__(vocab, added)
+        super().__init__(vocab, added, special)
         self.merges, self.add_prefix_space = merges, add_prefix_space
         self.symbols = byte_symbols()
         self.ranks = {tuple(pair.split(" ")): rank for rank, pair in enumerate(merges)}
-        if lacking := [symbol for symbol in self.symbols if symbol not in self.ids]:
+        if lacking := [symbol for symbol in self.symbols if symbol not in self.own_ids]:
             raise ValueError(f"the byte {lacking[0]} is missing in the vocabulary")
         for pair in self.ranks:
-            if len(pair) != 2 or not {*pair, "".join(pair)} <= self.ids.keys():
+            if len(pair) != 2 or not {*pair, "".join(pair)} <= self.own_ids.keys():
                 raise ValueError(f'the merge "{" ".join(pair)}" isn\'t of two tokens into one')
 
     def files(self) -> dict[str, str]:
         """File name -> content, as load_tokenizer and transformers read them."""
-        vocab = json.dumps(self.ids, ensure_ascii=False) + "\n"
+        vocab = json.dumps(self.own_ids, ensure_ascii=False) + "\n"
         merges = "\n".join(["#version: 0.2", *self.merges]) + "\n"
         return {"vocab.json": vocab, "merges.txt": merges} | self.config_file(
-            tokenizer_class="RobertaTokenizer", add_prefix_space=self.add_prefix_space
+            tokenizer_class="RobertaTokenizer",
+            add_prefix_space=self.add_prefix_space,
+            bos_token=self.special[2],
+            eos_token=self.special[3],
         )
 
     def decode(self, ids: list[int]) -> str:
@@ -230,7 +284,7 @@ class ByteLevelBPE(Tokenizer):
                 before[after[i]] = i
             enter(before[i])
             enter(i)
-        return [self.ids[part] for part in parts if part]
+        return [self.own_ids[part] for part in parts if part]
 
 
 def byte_symbols() -> list[str]:

@@ -1,68 +1,233 @@
-"""The files of a tokenizer -> WordPiece or ByteLevelBPE: tokenizer.json, vocab.txt, vocab.json."""
+"""The files of a tokenizer -> WordPiece or ByteLevelBPE: tokenizer.json, vocab.txt, vocab.json.
+
+The ids are those of transformers 5.23, or there is a ValueError. Its BertTokenizer takes only the
+vocabulary and the added tokens from tokenizer.json, the rest from tokenizer_config.json, where
+tokenizers takes all from tokenizer.json: a folder in which the two differ isn't opened.
+"""
 
 from pathlib import Path
 
-from parts.files import blaming, must_be, read_json, read_text
-from parts.tokenizer import ByteLevelBPE, Tokenizer, WordPiece
+from parts.files import blaming, must_be, read_json
+from parts.tokenizer import NAMES, SPACE, ByteLevelBPE, Tokenizer, WordPiece
+
+# What "tokenizer_class" may be, less "Fast"; None is whatever tokenizer.json describes.
+CLASSES = {
+    "BertTokenizer": WordPiece, "DistilBertTokenizer": WordPiece, "ElectraTokenizer": WordPiece,
+    "RobertaTokenizer": ByteLevelBPE, "LongformerTokenizer": ByteLevelBPE,
+    "PreTrainedTokenizer": None, "TokenizersBackend": None,
+}  # fmt: skip
+OPTIONS = {  # of the two constructors, in their order
+    WordPiece: ("do_lower_case", "strip_accents", "tokenize_chinese_chars"),
+    ByteLevelBPE: ("add_prefix_space",),
+}
+# What holds where tokenizer_config.json is silent.
+USUAL = {
+    WordPiece: {"bos_token": None, "eos_token": None}
+    | dict(zip(NAMES, WordPiece.special, strict=True))
+    | {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True},
+    ByteLevelBPE: {"bos_token": "<s>", "eos_token": "</s>"}
+    | dict(zip(NAMES, ByteLevelBPE.special, strict=True))
+    | {"add_prefix_space": False},
+    None: dict.fromkeys(("bos_token", "eos_token", *NAMES)),
+}
+# Settings of tokenizer_config.json that change ids -> the value that is built here.
+BUILT = {
+    "split_special_tokens": False, "fix_mistral_regex": False, "init_inputs": [], "vocab": None,
+    "merges": None, "auto_map": None, "fast_tokenizer_files": None,
+    "word_tokenizer_type": "basic", "subword_tokenizer_type": "wordpiece",
+}  # fmt: skip
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """From tokenizer.json; without one from vocab.txt (WordPiece), or vocab.json and merges.txt
-    (byte-level BPE). What tokenizer_config.json says of lower case and the like comes first.
+    (byte-level BPE).
     """
-    folder, settings, merges = Path(folder), {}, None
-    if (folder / "tokenizer_config.json").is_file():
-        settings = read_json(folder / "tokenizer_config.json")
+    folder = Path(folder)
+    settings = read_if_there(folder / "tokenizer_config.json")
+    name = tokenizer_class(folder, settings)
+    path, kind, ids, merges, whole = read_vocabulary(folder)
+    cls = CLASSES[name] if name else kind
+    with blaming(path):
+        if cls is not kind and (cls or path.name != "tokenizer.json"):
+            raise ValueError(f"a {kind.__name__} vocabulary, but the tokenizer is a {name}")
+    with blaming(folder / "tokenizer_config.json"):
+        must_be(settings, **BUILT)
+        stated = stated_tokens(folder, settings, whole.pop("added_tokens", []), cls)
+        settings = USUAL[cls] | settings
+        special = [content_of(settings[name]) for name in NAMES]
+        options = agreed(whole, settings | {"unk_token": special[1]}, OPTIONS[kind])
+        added = {token["content"]: token for token in stated}
+        added |= {t: token for t, token in special_tokens(settings).items() if t not in added}
+    with blaming(path):
+        check_named(special, ids.keys() | {token["content"] for token in stated})
+        vocab = in_order(ids, [token for token in added if token not in ids])
+        tokenizer = kind(vocab, *merges, *options, [*added.values()], special)
+        check_ids(tokenizer, stated)
+        return tokenizer
+
+
+def tokenizer_class(folder: Path, settings: dict) -> str | None:
+    """The class that transformers takes: what a file names, or the one of the model."""
+    config = read_if_there(folder / "config.json")
+    for file, content in (("tokenizer_config.json", settings), ("config.json", config)):
+        with blaming(folder / file):
+            name = content.get("tokenizer_class") or ""
+            if name.removesuffix("Fast") in CLASSES:
+                return name.removesuffix("Fast")
+            if name:
+                known = ", ".join(CLASSES)
+                raise ValueError(f'"tokenizer_class" is {name!r}, only {known} are built here')
+    usual = {"bert": "BertTokenizer", "roberta": "RobertaTokenizer"}
+    return usual.get(str(config.get("model_type")))  # None: goes by the files
+
+
+def read_vocabulary(folder: Path) -> tuple[Path, type, dict[str, int], list, dict]:
+    """The file, its kind, token -> id, [merges] for BPE, and what tokenizer.json says besides."""
     if (path := folder / "tokenizer.json").is_file():
         content = read_json(path)
         with blaming(path):
-            vocab, merges, usual = parse_tokenizer(content)
-            settings = usual | settings
-    elif (path := folder / "vocab.txt").is_file():
-        vocab = read_text(path).removesuffix("\n").split("\n")
-    elif (path := folder / "vocab.json").is_file():
-        merges = read_text(folder / "merges.txt").removesuffix("\n").split("\n")
-        ids = read_json(path)
-        with blaming(path):
-            vocab = in_order(ids)
-    else:
-        raise FileNotFoundError(f"{folder}: no tokenizer.json, vocab.txt or vocab.json")
-    with blaming(path):
-        added = list(settings.get("added_tokens_decoder", {}).values())
-        if merges is None:
-            lower, accents = settings.get("do_lower_case", True), settings.get("strip_accents")
-            return WordPiece(vocab, lower, accents, added)
-        merges = [m for m in merges if not m.startswith("#version")]
-        return ByteLevelBPE(vocab, merges, settings.get("add_prefix_space", False), added)
+            return path, *parse_tokenizer(content)
+    if (path := folder / "vocab.txt").is_file():
+        ids = {line.rstrip(SPACE): i for i, line in enumerate(read_lines(path))}
+        return path, WordPiece, ids, [], {}
+    if (path := folder / "vocab.json").is_file():
+        lines = read_lines(folder / "merges.txt")
+        merges = [line for line in lines if not line.startswith("#version")]
+        return path, ByteLevelBPE, read_json(path), [merges], {}
+    raise FileNotFoundError(f"{folder}: no tokenizer.json, vocab.txt or vocab.json")
 
 
-def parse_tokenizer(content: dict) -> tuple[list[str], list[str] | None, dict]:
-    """tokenizer.json -> vocabulary, merges, settings by the names of tokenizer_config.json.
-
-    The file can describe tokenizers of many kinds; two of them are built here.
-    """
-    model, normalizer = content["model"], content["normalizer"] or {}
-    splitter = content["pre_tokenizer"] or {}
-    kinds = [model["type"], normalizer.get("type"), splitter.get("type")]
+def parse_tokenizer(content: dict) -> tuple[type, dict[str, int], list, dict]:
+    """tokenizer.json can describe tokenizers of many kinds; two of them are built here."""
+    model, normalizer = content["model"], content.get("normalizer") or {}
+    splitter, added = content.get("pre_tokenizer") or {}, content.get("added_tokens", [])
+    untyped = "BPE" if "merges" in model else "WordPiece"  # the files of 2019 and 2020
+    kinds = [model.get("type", untyped), normalizer.get("type"), splitter.get("type")]
+    must_be(content, version="1.0")
+    if added != sorted(added, key=lambda token: token["id"]):
+        raise ValueError("the added tokens must be in the order of their ids")
     if kinds == ["WordPiece", "BertNormalizer", "BertPreTokenizer"]:
         must_be(model, continuing_subword_prefix="##", max_input_chars_per_word=100)
-        must_be(normalizer, clean_text=True, handle_chinese_chars=True)
-        merges, lower = None, normalizer["lowercase"]
-        settings = {"do_lower_case": lower, "strip_accents": normalizer["strip_accents"]}
-    elif kinds == ["BPE", None, "ByteLevel"]:
+        must_be(normalizer, clean_text=True)
+        if odd := [t for t in model["vocab"] if t != t.rstrip(SPACE) or "\n" in t]:
+            raise ValueError(f"the token {odd[0]!r} has white space that no line of vocab.txt has")
+        whole = {
+            "do_lower_case": normalizer["lowercase"],
+            "strip_accents": normalizer["strip_accents"],
+            "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True),
+            "unk_token": model.get("unk_token", "[UNK]"),
+        }
+        return WordPiece, model["vocab"], [], whole | {"added_tokens": added}
+    if kinds == ["BPE", None, "ByteLevel"]:
+        must_be(model, dropout=0, continuing_subword_prefix="", end_of_word_suffix="")
+        must_be(model, ignore_merges=False)
         must_be(splitter, use_regex=True)
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-        settings = {"add_prefix_space": splitter["add_prefix_space"]}
-    else:
-        kind = " + ".join(str(kind) for kind in kinds if kind)
-        raise ValueError(f"a tokenizer of the kind {kind}; read are WordPiece and byte-level BPE")
-    added = {token["id"]: token for token in content["added_tokens"]}
-    vocab = in_order(model["vocab"] | {token["content"]: i for i, token in added.items()})
-    return vocab, merges, settings | {"added_tokens_decoder": added}
+        if any(merge.startswith("#version") for merge in merges):
+            raise ValueError('a merge starts with "#version", which merges.txt has for a comment')
+        whole = {"add_prefix_space": splitter["add_prefix_space"], "added_tokens": added}
+        return ByteLevelBPE, model["vocab"], [merges], whole
+    kind = " + ".join(str(kind) for kind in kinds if kind)
+    raise ValueError(f"a tokenizer of the kind {kind}; read are WordPiece and byte-level BPE")
 
 
-def in_order(ids: dict[str, int]) -> list[str]:
-    vocab = sorted(ids, key=ids.get)
-    if [ids[token] for token in vocab] != list(range(len(vocab))):
-        raise ValueError("the ids of the tokens must be 0, 1, 2, ... without gaps")
+def stated_tokens(folder: Path, settings: dict, whole: list[dict], cls: type | None) -> list[dict]:
+    """The added tokens for which a file states an id, in the order of the ids.
+
+    What added_tokens_decoder in tokenizer_config.json says takes the place of three other files.
+    One of them, special_tokens_map.json, replaces what is in `settings`.
+    """
+    if "additional_special_tokens" in settings and not settings.get("extra_special_tokens"):
+        settings["extra_special_tokens"] = settings.pop("additional_special_tokens")
+    by_id, stated = settings.get("added_tokens_decoder"), []
+    if by_id is None:
+        names = read_if_there(folder / "special_tokens_map.json")
+        must_be(names, extra_special_tokens=None)
+        settings |= names
+        typed = [k for k, t in settings.items() if isinstance(t, dict) and "__type" in t]
+        special = special_tokens({k: t for k, t in settings.items() if k not in typed})
+        older = read_if_there(folder / "added_tokens.json").items()
+        stated += [{"id": i, "content": t, "normalized": t not in special} for t, i in older]
+    if by_id is None or cls is None:
+        stated += whole
+    stated += [token | {"id": int(i)} for i, token in (by_id or {}).items()]
+    if unclear := [t for t in stated if not t.get("special") and "normalized" not in t]:
+        raise ValueError(f'"normalized" isn\'t said of the added token {unclear[0]["content"]!r}')
+    return sorted(stated, key=lambda token: token["id"])
+
+
+def special_tokens(settings: dict) -> dict[str, dict]:
+    """Those that have a name, and then those that have none, by their content."""
+    tokens = [t for k, t in settings.items() if k.endswith("_token") and isinstance(t, str | dict)]
+    extra = settings.get("extra_special_tokens", settings.get("additional_special_tokens")) or []
+    if extra and not isinstance(extra, list):
+        raise ValueError(f'"extra_special_tokens" is {extra!r}, must be a list')
+    tokens = [t if isinstance(t, dict) else {"content": t} for t in [*tokens, *extra]]
+    return {t["content"]: {"normalized": False} | t | {"special": True} for t in tokens}
+
+
+def content_of(token: str | dict | None) -> str | None:
+    return token["content"] if isinstance(token, dict) else token
+
+
+def agreed(whole: dict, settings: dict, names: tuple[str, ...]) -> list:
+    """The options of a constructor; what tokenizer.json says and the settings must not differ."""
+    for options in (whole, settings):
+        if options.get("strip_accents", 0) is None:
+            options["strip_accents"] = options.get("do_lower_case")
+    for name, value in whole.items():
+        if settings.get(name, value) != value:
+            raise ValueError(
+                f'"{name}" is {settings[name]!r} (if not written, by default), but in '
+                f"tokenizer.json it is {value!r}: make them agree"
+            )
+    found = [(settings | whole)[name] for name in names]
+    if not all(value in (True, False, None) for value in found):
+        raise ValueError(f"{', '.join(names)} must be true or false")
+    return found
+
+
+def check_named(special: list[str | None], known: set[str]) -> None:
+    for name, token in zip(NAMES[:4], special, strict=False):
+        if token not in known:
+            raise ValueError(f"the token {token or name} is missing")
+
+
+def check_ids(tokenizer: Tokenizer, stated: list[dict]) -> None:
+    """transformers takes the id that a token has in the vocabulary, or the next one."""
+    for token in stated:
+        content, found = token["content"], tokenizer.ids[token["content"]]
+        if token["id"] != found:
+            raise ValueError(
+                f"{found} is the place of the added token {content!r}, whose id is said to be "
+                f"{token['id']}"
+            )
+
+
+def in_order(ids: dict[str, int], new: list[str]) -> list[str]:
+    """{token: id} -> the token of each id, "" where there is none. `new` ones are to be added."""
+    "".join(ids).encode()  # half a character, "\\ud800", is an error
+    places = sorted(i for token, i in ids.items() if token or new)  # no word is ""
+    if not all(type(i) is int and 0 <= i < 10_000_000 for i in places):
+        raise ValueError("the ids of the tokens must be whole numbers below 10,000,000")
+    if len(set(places)) < len(places):
+        raise ValueError("two tokens have the same id")
+    vocab = [""] * (max(places, default=-1) + 1)
+    if new and len(places) < len(vocab):
+        raise ValueError(f"the ids have gaps, so that no id is sure for the new token {new[0]!r}")
+    for token in filter(None, ids):
+        vocab[ids[token]] = token
     return vocab
+
+
+def read_if_there(path: Path) -> dict:
+    return read_json(path) if path.is_file() else {}
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines as tokenizers reads them: only \\n and \\r\\n end one."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    with blaming(path):
+        lines = path.read_bytes().decode("utf-8").split("\n")
+    return [line.removesuffix("\r") for line in lines[:-1] + [lines[-1]] * (lines[-1] != "")]
