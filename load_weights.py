@@ -261,11 +261,12 @@ def remarks(
 
 def check_vocabulary(folder: Path, tokenizer: Tokenizer, config: KformerConfig) -> None:
     """Raises ValueError for a tokenizer whose ids aren't the model's."""
-    needed = max(tokenizer.ids.values()) + 1
-    if needed > config.vocab_size:
+    last = max(tokenizer.ids, key=tokenizer.ids.get)
+    if tokenizer.ids[last] >= config.vocab_size:
         raise ValueError(
-            f"{folder}: the vocabulary has {needed} tokens, but vocab_size in config.json is "
-            f"{config.vocab_size}: take the vocabulary that came with the weights"
+            f"{folder}: the vocabulary has {tokenizer.ids[last] + 1} tokens, but vocab_size in "
+            f"config.json is {config.vocab_size}: take the vocabulary that came with the weights, "
+            f"or, if {last!r} isn't in it, one that has it"
         )
     if tokenizer.pad_token_id != config.pad_token_id:
         raise ValueError(

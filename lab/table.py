@@ -107,7 +107,9 @@ def line(cells: list[str], headings: list[str]) -> str:
 
 @command()
 def main() -> None:
-    args = make_parser(several=True).parse_args()
+    parser = make_parser(several=True)
+    parser.description, parser.epilog = "Train all combinations, and print a table of them.", None
+    args = parser.parse_args()
     runs = [resolve(one) for one in runs_of(args)]  # what is wrong with any is said at once
     join(args.device)
     table(runs, args.out or Path("runs"))

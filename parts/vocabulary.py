@@ -7,7 +7,7 @@ tokenizers takes all from tokenizer.json: a folder in which the two differ isn't
 
 from pathlib import Path
 
-from parts.files import blaming, must_be, read_json
+from parts.files import blaming, check_file, must_be, read_json
 from parts.tokenizer import NAMES, SPACE, ByteLevelBPE, Tokenizer, WordPiece
 
 # What "tokenizer_class" may be, less "Fast"; None is whatever tokenizer.json describes.
@@ -226,8 +226,7 @@ def read_if_there(path: Path) -> dict:
 
 def read_lines(path: Path) -> list[str]:
     """The lines as tokenizers reads them: only \\n and \\r\\n end one."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    check_file(path)
     with blaming(path):
         lines = path.read_bytes().decode("utf-8").split("\n")
     return [line.removesuffix("\r") for line in lines[:-1] + [lines[-1]] * (lines[-1] != "")]

@@ -624,9 +624,6 @@ BAD_FOLDERS = {
     ),
     "[PAD] has the id 0, but pad_token_id in config.json is 1": change_bert(pad_token_id=1),
     "tokenizer.json: a tokenizer of the kind Unigram + Metaspace; read are": tokenizer_of_kind,
-    "tokenizer.json: the ids of the tokens must be 0, 1, 2, ... without gaps": lambda f: (
-        (f / "tokenizer.json").write_text(json.dumps(with_a_gap(tiny_tokenizer())))
-    ),
     "tokenizer.json: not as transformers writes it (KeyError('model'))": lambda f: (
         (f / "tokenizer.json").write_text("{}")
     ),
