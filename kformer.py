@@ -23,13 +23,12 @@ other ways, and the plain model gets none:
     "attention"  K and V stand before the keys and values of self-attention   SelfAttention
     "ffn"        K and V are N more hidden neurons                            FFN
 
-Shapes. B questions, C choices, T tokens, N facts, L tokens in a fact, D hidden size, M FFN width,
-H heads. "..." stands for the rows of a batch, (B,) or (B, C), since no row looks at another one.
-Facts that all choices of a question share have a 1 in the place of C, and are broadcast.
+Shapes. B questions, C choices, T tokens, S candidate facts, N facts kept, L tokens in a fact,
+D hidden size, M FFN width, H heads. "..." is the batch, (B,) or (B, C); facts that all choices of
+a question share have a 1 for C, and are broadcast.
 
-Read from top to bottom, in the order in which data meets the parts: config, embeddings, facts,
-attention, FFN, block, the model, its head, what training starts from. It needs torch alone;
-`python kformer.py` gives a tiny random model one fact.
+Read from top to bottom, in the order in which data meets the parts. It needs torch alone; `python
+kformer.py` gives a tiny random model one fact.
 """
 
 from collections.abc import Collection
@@ -64,12 +63,12 @@ class KformerConfig:
     sep_token_id: int = 102  # closes the facts in "concat"
     model_type: str = "bert"  # or "roberta": they differ in how positions are counted
     inject: str = "none"  # one of VARIANTS
-    inject_layers: tuple[int, ...] | None = None  # from 0, at the bottom; None: the top ones
+    inject_layers: tuple[int, ...] | None = None  # counted from 0, the bottom; None: the top three
     num_facts: int = 5  # N: of more candidates, the nearest are kept
 
     def __post_init__(self) -> None:
         depth = self.num_hidden_layers
-        if self.inject_layers is None:  # the top three, the paper's best; of 1 to 3 all but layer 0
+        if self.inject_layers is None:  # the top three, the paper's best; layer 0 only if alone
             self.inject_layers = range(max(depth - 3, min(1, depth - 1)), depth)
         self.inject_layers = tuple(self.inject_layers)
         if self.inject not in VARIANTS:
@@ -134,10 +133,7 @@ Knowledge = tuple[Tensor, Tensor, Tensor]  # K (..., N, D), V (..., N, D), and t
 
 
 def mean_embedding(table: nn.Embedding, ids: Tensor, mask: Tensor) -> Tensor:
-    """(..., L) -> (..., D): the mean over the tokens that the mask keeps, and 0 if it keeps none.
-
-    This is what a fact is: a mean of word embeddings, without positions (paper, section 3.2).
-    """
+    """(..., L) -> (..., D): the mean of the words that the mask keeps, 0 if it keeps none."""
     total = (table(ids) * mask.unsqueeze(-1)).sum(-2)
     return total / mask.sum(-1, keepdim=True).clamp(min=1)
 
@@ -148,11 +144,10 @@ def nearest_facts(
 ) -> Tensor:
     """Keeps the `num_facts` of S candidates that are nearest to the question, in their old order.
 
-    Nearest is the largest dot product of the fact's mean with the question's, the mean embedding of
-    its input (paper, section 3.2; transformer_sentence_encoder.py of the release). Of equals the
-    first one is kept; empty slots are kept last.
+    Nearest is the largest dot product of the two mean embeddings (paper, section 3.2; the release's
+    transformer_sentence_encoder.py). Ties go to the first; empty slots only fill up.
 
-    fact_ids (..., S, L), question (..., D) -> (..., N, L), N = num_facts or, if that is less, S
+    fact_ids (..., S, L), question (..., D) -> (..., N, L), N = min(num_facts, S)
     """
     if fact_ids.dim() != question.dim() + 1:
         raise ValueError(
@@ -162,8 +157,8 @@ def nearest_facts(
     if fact_ids.shape[-2] <= config.num_facts:
         return fact_ids
     mask = fact_ids != config.pad_token_id
-    # The dot product with a mean is the mean of dot products. So the question is multiplied with
-    # each word of the vocabulary once; to embed thousands of candidates would take gigabytes.
+    # The dot product with a mean is the mean of dot products, so one product with each word of the
+    # vocabulary is enough; to embed thousands of candidates would take gigabytes.
     products = (question @ table.weight.T).take_along_dim(fact_ids.flatten(-2), -1)  # (..., S L)
     products = products.unflatten(-1, fact_ids.shape[-2:]) * mask  # (..., S, L)
     relevance = products.sum(-1) / mask.sum(-1)  # (..., S)
@@ -177,11 +172,8 @@ def append_facts(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Concat: [CLS] question [SEP] choice [SEP] fact fact ... [SEP], and then the padding.
 
-    The facts are segment 2, or the last one that the model knows. What is longer than `max_tokens`
-    is cut off at the end.
-
-    ids, mask and segments (..., T), fact_ids (..., N, L) -> the same three, (..., T') with T' up to
-    T + N L + 1
+    The facts are segment 2, or the last one that the model has. The three grow from (..., T) to at
+    most (..., T + N L + 1), and are cut off behind `max_tokens`.
     """
     facts = fact_ids.flatten(-2).expand(*input_ids.shape[:-1], -1)  # (..., N L)
     facts_mask = facts != config.pad_token_id
@@ -194,31 +186,29 @@ def append_facts(
     segments = torch.cat([token_type_ids, segment, segment[..., :1]], -1)
 
     longest = max(input_ids.shape[-1], int(mask.sum(-1).max()))
-    padding_last = mask.int().argsort(dim=-1, descending=True, stable=True)
-    places = padding_last[..., : min(longest, config.max_tokens)]
-    return ids.gather(-1, places), mask.gather(-1, places), segments.gather(-1, places)
+    order = mask.int().argsort(dim=-1, descending=True, stable=True)  # padding last
+    order = order[..., : min(longest, config.max_tokens)]
+    return ids.gather(-1, order), mask.gather(-1, order), segments.gather(-1, order)
 
 
 # ----------------------------------------------------------------------------------- attention
 
 
 def hide(scores: Tensor, mask: Tensor) -> Tensor:
-    """scores (..., H, T, S) where the mask (..., S) is 0 become the lowest number there is.
+    """Where mask (..., keys) is 0, scores (..., H, T, keys) become the lowest number there is.
 
-    It isn't -inf: where the mask is 0 everywhere, the softmax of -inf would be 0/0.
+    It isn't -inf: where everything is hidden, the softmax of -inf would be 0/0.
     """
     return scores.masked_fill(~mask[..., None, None, :], torch.finfo(scores.dtype).min)
 
 
 class SelfAttention(nn.Module):
-    """softmax(q kᵀ / sqrt(D/H)) v in H heads, then a linear layer.
+    """softmax(q kᵀ / sqrt(D/H)) v in H heads, then a linear layer: x (..., T, D) -> (..., T, D).
 
-    Queries come from x (..., T, D), keys and values from context (..., S, D), which is x itself or
-    the whole text that x is a part of. With knowledge, K and V stand before the keys and values, as
-    if N more tokens had been there: softmax(q [K; k]ᵀ / sqrt(D/H)) [V; v]. -> (..., T, D)
+    q comes from x, k and v from context, (..., T', D): x itself or, where x is [CLS] alone, the
+    text behind it. With knowledge they become [K; k] and [V; v], as if N more tokens stood first.
 
-    `fact_scores` (..., T, N) is the share of its attention that each token gave to each fact, in
-    the mean of the heads.
+    `fact_scores` (..., T, N) is the attention that each token gave each fact, mean of the heads.
     """
 
     def __init__(self, config: KformerConfig) -> None:
@@ -238,11 +228,11 @@ class SelfAttention(nn.Module):
         if knowledge is not None:
             K, V, fact_mask = knowledge
             batch = k.shape[:-2]  # facts that choices share are repeated for each of them
-            k = torch.cat([K.expand(*batch, -1, -1), k], -2)  # -> (..., N + S, D)
+            k = torch.cat([K.expand(*batch, -1, -1), k], -2)  # -> (..., N + T', D)
             v = torch.cat([V.expand(*batch, -1, -1), v], -2)
             mask = torch.cat([fact_mask.expand(*batch, -1), mask], -1)
-        q, k, v = self.heads(q), self.heads(k), self.heads(v)  # -> (..., H, T or N + S, D/H)
-        scores = q @ k.mT / sqrt(q.shape[-1])  # -> (..., H, T, N + S)
+        q, k, v = self.heads(q), self.heads(k), self.heads(v)  # -> (..., H, tokens, D/H)
+        scores = q @ k.mT / sqrt(q.shape[-1])  # -> (..., H, T, N + T')
         probs = hide(scores, mask).softmax(-1)
         out = self.dropout(probs) @ v  # -> (..., H, T, D/H)
         if knowledge is not None:
@@ -288,7 +278,7 @@ class FFN(nn.Module):
 class Block(nn.Module):
     """One layer of the encoder: attention, then the FFN, each followed by LayerNorm as in BERT.
 
-    In an injected layer one of the two gets the facts. Wk and Wv are kfc1 and kfc2 of the release.
+    In an injected layer one of the two gets knowledge. Wk and Wv are the release's kfc1 and kfc2.
     """
 
     def __init__(self, config: KformerConfig, layer: int) -> None:
@@ -304,34 +294,27 @@ class Block(nn.Module):
             self.Wk, self.Wv = nn.Linear(D, D), nn.Linear(D, D)
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor, facts: Facts | None) -> Tensor:
-        for_attention, for_ffn = self.knowledge(facts)
-        attended = self.attention(x, context, mask, for_attention)
+        knowledge: dict[str, Knowledge] = {}  # K = F Wk + bk, V = F Wv + bv, for one of the two
+        if facts is not None and self.inject != "none":
+            F, fact_mask = facts
+            knowledge[self.inject] = self.Wk(F), self.Wv(F), fact_mask
+        attended = self.attention(x, context, mask, knowledge.get("attention"))
         x = self.attention_norm(x + self.dropout(attended))
-        return self.ffn_norm(x + self.dropout(self.ffn(x, for_ffn)))
-
-    def knowledge(self, facts: Facts | None) -> tuple[Knowledge | None, Knowledge | None]:
-        """K = F Wk + bk and V = F Wv + bv: for attention, for the FFN, or for neither."""
-        if facts is None or self.inject not in ("attention", "ffn"):
-            return None, None
-        F, fact_mask = facts
-        knowledge = self.Wk(F), self.Wv(F), fact_mask
-        return (knowledge, None) if self.inject == "attention" else (None, knowledge)
+        return self.ffn_norm(x + self.dropout(self.ffn(x, knowledge.get("ffn"))))
 
 
 # ----------------------------------------------------------------------- the model and its head
 
 
 class Kformer(nn.Module):
-    """Token ids, and the ids of candidate facts -> last hidden states (..., T, D).
+    """Token ids (..., T) and ids of candidate facts (..., S, L) -> last hidden states (..., T, D).
 
-    input_ids (..., T); attention_mask (..., T), 1 for a token and 0 for padding, by default 0 where
-    input_ids has `pad_token_id`; token_type_ids (..., T), by default 0; fact_ids (..., S, L),
-    padded with `pad_token_id`; a row of padding alone is an empty slot, which changes nothing.
+    attention_mask (..., T) is 1 for tokens and 0 for padding, by default 0 where input_ids has
+    `pad_token_id`; token_type_ids (..., T) are 0 by default. A fact of padding alone is an empty
+    slot, which changes nothing. With `cls_only` the top layer computes the state of [CLS] alone,
+    (..., 1, D), from the same context: a score needs no more.
 
-    With `cls_only` the top layer computes the state of the first token alone, (..., 1, D), from the
-    same context: a score needs no other, and six layers take a seventh less time.
-
-    Afterwards `kept_facts` (..., N, L) has the ids of the facts that were used, and
+    Afterwards `kept_facts` (..., N, L) has the ids of the nearest facts, and
     `encoder.layer[i].ffn.fact_scores` or `.attention.fact_scores` says what they did.
     """
 
@@ -379,11 +362,8 @@ class KformerForMultipleChoice(Kformer):
     """A question, its choices and its facts -> one score for each choice, (B, C).
 
     Each choice is encoded on its own, and scored as in BERT: [CLS] -> dense -> tanh -> one number.
-    Train it with softmax and cross entropy over the choices.
-
     input_ids, attention_mask, token_type_ids (B, C, T); fact_ids (B, S, L), shared by the choices,
-    or (B, C, S, L), a list for each. With `cls_only` the scores are the same, but the `fact_scores`
-    of the top layer, (B, C, 1, N), are those of [CLS] alone.
+    or (B, C, S, L). `cls_only` changes no score, only the `fact_scores` on top, to (B, C, 1, N).
     """
 
     def __init__(self, config: KformerConfig) -> None:
@@ -415,21 +395,17 @@ def sinusoids(length: int, D: int) -> Tensor:
 
 @torch.no_grad()
 def initialize(model: Kformer, missing: Collection[str] | None = None) -> None:
-    """Fills all parameters, or those that a checkpoint doesn't have: the names that are `missing`.
+    """Fills all parameters or, after a checkpoint, those that it lacks: the names in `missing`.
 
     The release draws all from N(0, 0.02), as BERT does. A fact's key then has nothing to do with
-    its words: the toy world isn't learned in minutes, and a pretrained encoder hardly uses its
-    facts (docs/results.md has the figures). So keys start as the facts themselves, embedded like
-    words: Wk = I, and Wv = I, too, but for two cases.
+    its words, and facts are hardly used (docs/results.md has the figures). So here the fact table
+    starts as the word table, and Wk = Wv = I, but for two cases. After a checkpoint "ffn" has
+    Wv = 0: its first step is exactly the plain encoder. From scratch "attention" has Wk = Wv = 6 I:
+    a mean of words is shorter than the words that it competes with in the softmax.
 
-    - In the ffn of a checkpoint Wv = 0. The first step is exactly the plain encoder, and facts come
-      in as Wv learns.
-    - In attention from scratch Wk = Wv = 6 I. There facts compete with tokens in the softmax, and
-      the mean of some words is shorter than a word.
-
-    From scratch, the matrices of attention are near I, so that a token first looks for words like
-    itself, as in trained models (Trockman and Kolter 2023, arXiv 2305.09828). Positions are
-    sinusoids, for concat's sake, and segments count half. The rest is as torch draws it.
+    From scratch, attention's matrices are near I, so that a token first looks for words like itself
+    (Trockman and Kolter 2023, arXiv 2305.09828), positions are sinusoids, from which concat learns
+    what stands beside what, and segments count half. The rest is as torch draws it.
     """
     from_scratch, inject = missing is None, model.config.inject
     scale = 6.0 if from_scratch and inject == "attention" else 1.0
@@ -441,8 +417,8 @@ def initialize(model: Kformer, missing: Collection[str] | None = None) -> None:
             parameter.copy_(model.embeddings.word_embeddings.weight)
         elif module in ("Wk", "Wv"):
             parameter.zero_()
-            gate = module == "Wv" and inject == "ffn" and not from_scratch
-            if kind == "weight" and not gate:
+            stays_zero = module == "Wv" and inject == "ffn" and not from_scratch
+            if kind == "weight" and not stays_zero:
                 parameter.diagonal().fill_(scale)
         elif not from_scratch:  # the pooler and the head
             parameter.normal_(std=0.02) if kind == "weight" else parameter.zero_()
@@ -462,8 +438,8 @@ if __name__ == "__main__":
     texts = [f"[CLS] what do owls eat [SEP] {choice} [SEP]".split() for choice in ("mice", "oaks")]
     input_ids = torch.tensor([[[words.index(word) for word in text] for text in texts]])
     fact_ids = torch.tensor([[[words.index(word) for word in ("owls", "eat", "mice")]]])
-    print("scores of mice and oaks      ", model(input_ids).tolist())
-    print("... with the fact 'owls eat mice'", model(input_ids, fact_ids=fact_ids).tolist())
+    print("scores of mice and oaks:          ", model(input_ids).tolist())
+    print("with the fact that owls eat mice: ", model(input_ids, fact_ids=fact_ids).tolist())
     fired = model.encoder.layer[1].ffn.fact_scores  # (B, C, T, N)
     for word, score in zip(texts[0], fired[0, 0, :, 0].tolist(), strict=True):
         print(f"in layer 1 it fired {score:6.3f} at {word}")

@@ -6,8 +6,8 @@
     torchrun --nproc_per_node=2 train.py --inject ffn                   shares each batch out
 
 Read it from top to bottom, one run in the order in which it happens: arguments, questions and
-model, the training loop, the report. `run` at the end calls them. A run that was stopped goes on
-when the same command is given again.
+model, training, the report. `main` at the end calls them. The same command again goes on with a run
+that was stopped.
 """
 
 import argparse
@@ -28,14 +28,7 @@ from tqdm import tqdm
 
 from kformer import VARIANTS, KformerForMultipleChoice
 from load_weights import grouped, load_config, open_config, open_folder, save_pretrained
-from parts.batches import (
-    Encoded,
-    accuracy,
-    chance,
-    encode,
-    score,
-    shuffled,
-)
+from parts.batches import Encoded, accuracy, chance, encode, score, shuffled
 from parts.command import command
 from parts.effects import edited, gold, lines_of_report, measure
 from parts.inside import show
@@ -49,7 +42,7 @@ from parts.state import (
     ctrl_c_finishes_the_step,
     finished,
     identity,
-)
+)  # fmt: skip
 from parts.tokenizer import Tokenizer
 
 # ----------------------------------------------------------------------------------- arguments
@@ -75,11 +68,11 @@ def make_parser(several: bool = False) -> argparse.ArgumentParser:
         help="how the facts come in: not at all, as words behind the input, as a prefix of keys "
         "and values, as hidden neurons of the FFN (default: as in the checkpoint, or ffn)")
     add("--layers", metavar="WHICH", **more,
-        help="layers that facts are injected into: bottom, middle or top (a third of all), all, or "
-        "numbers from 0 at the bottom, such as 2 or 0-2 or 0,2 (default: the top three, of fewer "
-        "than four layers all but the bottom one)")
+        help="layers to inject into: bottom, middle or top (a third of all), all, or numbers from "
+        "0 at the bottom, such as 2 or 0-2 or 0,2 (default: as in the checkpoint, or the top three,"
+        " layer 0 only if it is alone)")
     add("--facts", type=positive, metavar="N", **more,
-        help="facts kept for a question, those nearest to it (default: 5)")
+        help="facts kept for a question, those nearest to it (default: as in the checkpoint, or 5)")
     add("--data", type=Path, default=toy, metavar="FOLDER",
         help="train.jsonl, valid.jsonl or dev.jsonl, maybe test.jsonl and facts.txt "
         "(default: data/toy)")
@@ -88,7 +81,7 @@ def make_parser(several: bool = False) -> argparse.ArgumentParser:
         "config.json of the data folder)")
     add("--retrieve", type=positive, metavar="N",
         help="look up N candidate facts for each choice in facts.txt (default: as many as are "
-        "kept, and only for questions that bring none)")
+        "kept, for questions that bring none)")
     add("--steps", type=positive, metavar="N",
         help="batches to train on (default: 1500, with a checkpoint four epochs)")
     add("--batch-size", type=positive, default=32, help="questions in a batch (default: 32)")
@@ -106,7 +99,7 @@ def make_parser(several: bool = False) -> argparse.ArgumentParser:
 
 
 def resolve(args: Namespace) -> Namespace:
-    """What depends on the checkpoint or on the machine is filled in. Raises ValueError."""
+    """Checks the arguments and fills in what is left to default, but for --steps."""
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: no GPU is to be seen here, use --device cpu")
     if args.lr is not None and not 0 < args.lr < 1:
@@ -170,7 +163,7 @@ class Task:
     new: list[str]  # parameters that the checkpoint didn't bring
     questions: dict[str, list[Question]]  # split -> questions; "test" last where there is one
     data: dict[str, list[Encoded]]  # the same, encoded
-    held_out: str  # the split that accuracies are of: "valid" where nobody knows test's answers
+    held_out: str  # the split to report on: the last one whose answers are known
 
 
 @cache  # the runs of a table share their questions
@@ -266,15 +259,15 @@ def lr_share(step: int, steps: int) -> float:
     return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
 
 
-def train(task: Task, args: Namespace, whose: dict, say: Callable[[str], None]) -> TrainingState:
+def train(task: Task, args: Namespace, run_id: dict, say: Callable[[str], None]) -> TrainingState:
     """Trains the model, and leaves it in its best state on the validation split.
 
-    At ten evaluations and at Ctrl-C all is saved in args.out, and the next call goes on from there.
+    Saves all to args.out at ten evaluations and at Ctrl-C, and the next call goes on from there.
     Raises ValueError where the loss isn't finite any more.
     """
     model, device = task.model, task.model.classifier.weight.device
     optimizer = torch.optim.AdamW(parameter_groups(model, task.new, args.lr), fused=True)
-    state = TrainingState(args.out, whose, model, optimizer)
+    state = TrainingState(args.out, run_id, model, optimizer)
     if state.replaces:
         say(f"          {args.out} has {state.replaces}")
     for row in state.progress.rows:
@@ -289,7 +282,7 @@ def train(task: Task, args: Namespace, whose: dict, say: Callable[[str], None]) 
     with ctrl_c_finishes_the_step() as pressed:
         for step, batch in enumerate(bar, done + 1):
             model.train()
-            questions, weight = my_share(batch)
+            questions, weight = my_share(batch)  # all of it, and 1.0, if this is the only process
             scores, answers = score(model, questions, args.dtype)
             loss = weight * cross_entropy(scores, answers)
             optimizer.zero_grad()
@@ -326,25 +319,21 @@ def check_finite(loss: Tensor, norm: Tensor, step: int, batch: list[Encoded], ta
 
 
 def row_of_report(row: dict) -> str:
-    return (
-        f"  step {row['step']:6,}   loss {row['loss']:.3f}   "
-        f"validation {row['valid_accuracy']:6.1%}"
-    )
+    return "  step {step:6,}   loss {loss:.3f}   validation {valid_accuracy:6.1%}".format(**row)
 
 
 # --------------------------------------------------------------------------- one run, its report
 
 
 def run(task: Task, args: Namespace, say: Callable[[str], None] = tqdm.write) -> dict:
-    """Trains, measures and saves; a run that was finished before is opened. -> the log's last line
-    """
-    whose = identity(vars(args), task.model, task.questions, task.tokenizer.files())
-    if result := finished(args.out, whose):
+    """Trains, measures and saves, or opens a finished run. -> the log's last line"""
+    run_id = identity(vars(args), task.model, task.questions, task.tokenizer.files())
+    if result := finished(args.out, run_id):
         say(f"          {args.out} has this very run, finished: nothing is left to train")
         task.model = open_folder(args.out)[0].to(args.device)
         return result
     with alone_in(args.out):
-        state = train(task, args, whose, say)
+        state = train(task, args, run_id, say)
         result = measure(task.model, task.tokenizer, task.questions[task.held_out], args.dtype)
         result |= {"parameters_added": added_parameters(task.model)} | state.progress.figures()
         if RANK == 0:

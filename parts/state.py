@@ -52,7 +52,7 @@ def identity(arguments: dict, model: nn.Module, *others: object) -> dict:
     return {"arguments": said, "sha256": digest.hexdigest()}
 
 
-def finished(folder: Path, whose: dict) -> dict | None:
+def finished(folder: Path, run_id: dict) -> dict | None:
     """The result that a run with this identity left in its folder, None if it didn't finish."""
     try:
         lines = (folder / LOG).read_text(encoding="utf-8").splitlines()
@@ -60,7 +60,7 @@ def finished(folder: Path, whose: dict) -> dict | None:
     except (OSError, ValueError, IndexError, AttributeError):
         return None
     whole = "test_accuracy" in last and not (folder / STATE).exists()
-    return last if whole and first.get("sha256") == whose["sha256"] else None
+    return last if whole and first.get("sha256") == run_id["sha256"] else None
 
 
 @dataclass
@@ -91,21 +91,21 @@ class TrainingState:
     """All that the rest of a training depends on. It is saved in `folder` as one file, which
     replaces the one before at once, so that whoever is killed leaves the one or the other.
 
-    `whose` is the identity of the run. If an unfinished run with the same one has left a file, its
+    `run_id` is the identity of the run. If an unfinished run with the same one has left a file, its
     state is taken up. `best` is the model's state that was best on the validation split so far.
     """
 
     def __init__(
-        self, folder: Path, whose: dict, model: nn.Module, optimizer: torch.optim.Optimizer
+        self, folder: Path, run_id: dict, model: nn.Module, optimizer: torch.optim.Optimizer
     ) -> None:
-        self.folder, self.whose, self.model, self.optimizer = folder, whose, model, optimizer
+        self.folder, self.run_id, self.model, self.optimizer = folder, run_id, model, optimizer
         self.best: dict[str, Tensor] = {}
         self.progress, self.replaces = Progress(), ""
         if (folder / LOG).is_file():
             self.replaces = "a finished run of another kind, which this one replaces at its end"
         if (folder / STATE).is_file():
             about, tensors = read_state(folder / STATE)
-            if about["identity"]["sha256"] == whose["sha256"]:
+            if about["identity"]["sha256"] == run_id["sha256"]:
                 self.progress = Progress(**about["progress"])
                 self.take(tensors)
             else:
@@ -161,14 +161,14 @@ class TrainingState:
             moments = self.optimizer.state[parameter].items()
             tensors |= {f"{key}.{name}": tensor for key, tensor in moments}
         tensors["random"] = self.dice().get_rng_state()
-        about = {"identity": self.whose, "progress": asdict(self.progress)}
+        about = {"identity": self.run_id, "progress": asdict(self.progress)}
         about["checksum"] = checksum(tensors, *about.values())
         with replacing(self.folder) as new:
             save_file(tensors, new / STATE, metadata={"about": json.dumps(about)})
 
     def finish(self, result: dict) -> None:
         """The model is saved: the log takes the place of the state."""
-        lines = [json.dumps(row) for row in (self.whose, *self.progress.rows, result)]
+        lines = [json.dumps(row) for row in (self.run_id, *self.progress.rows, result)]
         with replacing(self.folder) as new:
             (new / LOG).write_text("\n".join(lines) + "\n", encoding="utf-8")
         (self.folder / STATE).unlink()
