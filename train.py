@@ -32,7 +32,7 @@ from parts.batches import Encoded, accuracy, chance, encode, score, shuffled
 from parts.command import command
 from parts.effects import edited, gold, lines_of_report, measure
 from parts.inside import show
-from parts.processes import RANK, add_up, anywhere, join, my_share
+from parts.processes import RANK, add_up_gradients, anywhere, join, my_share
 from parts.questions import Question, baselines, read_splits
 from parts.state import (
     LOG,
@@ -276,18 +276,19 @@ def train(task: Task, args: Namespace, run_id: dict, say: Callable[[str], None])
     scheduler = LambdaLR(optimizer, partial(lr_share, steps=args.steps), last_epoch=done - 1)
     batches = islice(shuffled(task.data["train"], args.batch_size, args.seed), done, args.steps)
     evaluate_at = {round(args.steps * i / 10) for i in range(1, 11)}
-    bar = tqdm(batches, args.out.name, args.steps, False, initial=done, unit="step", disable=None)
+    bar = tqdm(batches, desc=args.out.name, total=args.steps, initial=done, unit="step",
+               leave=False, disable=None)  # fmt: skip
     if RANK:
         torch.manual_seed(args.seed + RANK)  # each process has dropout of its own
     with ctrl_c_finishes_the_step() as pressed:
         for step, batch in enumerate(bar, done + 1):
             model.train()
-            questions, weight = my_share(batch)  # all of it, and 1.0, if this is the only process
+            questions, weight = my_share(batch)  # all, and 1.0, where this is the only process
             scores, answers = score(model, questions, args.dtype)
             loss = weight * cross_entropy(scores, answers)
             optimizer.zero_grad()
             loss.backward()
-            add_up([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+            add_up_gradients(model, loss)  # over the processes
             norm = clip_grad_norm_(model.parameters(), 1.0)
             check_finite(loss, norm, step, batch, task)
             optimizer.step()

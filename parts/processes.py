@@ -8,7 +8,7 @@ import sys
 from functools import partialmethod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 WORLD = int(os.environ.get("WORLD_SIZE", 1))
@@ -44,6 +44,11 @@ def add_up(tensors: list[Tensor]) -> None:
     """Each becomes its sum over all processes."""
     for tensor in tensors if WORLD > 1 else []:
         torch.distributed.all_reduce(tensor)
+
+
+def add_up_gradients(model: nn.Module, loss: Tensor) -> None:
+    """The loss and all gradients become their sums over all processes."""
+    add_up([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
 
 
 def anywhere(said: bool, device: torch.device) -> bool:
