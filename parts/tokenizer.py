@@ -11,8 +11,8 @@ import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from heapq import heappop, heappush
-from itertools import count, groupby
+from itertools import count, groupby, pairwise
+from math import inf
 
 # What Unicode calls white space; \s in Python's re has four control characters more.
 SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009"
@@ -261,30 +261,18 @@ class ByteLevelBPE(Tokenizer):
         return [i for word in word_pattern().findall(text) for i in self.word_ids(word)]
 
     def word_ids(self, word: str) -> list[int]:
-        """One word -> its ids. Parts that were merged into the one before them are left empty."""
+        """One word -> its ids: the pair of the lowest rank is merged, of several the leftmost."""
         parts = [self.symbols[byte] for byte in word.encode("utf-8", "replace")]
-        after, before = list(range(1, len(parts) + 1)), list(range(-1, len(parts) - 1))
-        queue = []  # pairs that may be merged: rank, place, what stood there
+        ranks = self.ranks_of(parts)  # of each part with the one after it
+        while ranks and min(ranks) < inf:
+            i = ranks.index(min(ranks))
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+            before = max(i - 1, 0)
+            ranks[before : i + 2] = self.ranks_of(parts[before : i + 2])
+        return [self.own_ids[part] for part in parts]
 
-        def enter(i: int) -> None:
-            pair = tuple(parts[k] for k in (i, after[i]) if 0 <= k < len(parts))
-            if pair in self.ranks:
-                heappush(queue, (self.ranks[pair], i, pair))
-
-        for i in range(len(parts)):
-            enter(i)
-        while queue:
-            _, i, pair = heappop(queue)
-            j = after[i]
-            if j == len(parts) or (parts[i], parts[j]) != pair:
-                continue  # one of the two was merged with another neighbour
-            parts[i], parts[j] = "".join(pair), ""
-            after[i] = after[j]
-            if after[i] < len(parts):
-                before[after[i]] = i
-            enter(before[i])
-            enter(i)
-        return [self.own_ids[part] for part in parts if part]
+    def ranks_of(self, parts: list[str]) -> list[float]:
+        return [self.ranks.get(pair, inf) for pair in pairwise(parts)]
 
 
 def byte_symbols() -> list[str]:
