@@ -234,7 +234,7 @@ def remarks(content: dict, config: KformerConfig, tokenizer: Tokenizer) -> list[
     said = []
     if "model_type" not in content:
         said.append(f"config.json has no model_type, by its names it is {config.model_type}")
-    if spare := config.vocab_size - 1 - max(tokenizer.ids.values()):
+    if spare := config.vocab_size - len(tokenizer.vocab):
         said.append(f"{spare} rows of the embeddings are of no token in the vocabulary")
     dtype = content.get("dtype", content.get("torch_dtype", "float32"))
     if dtype != "float32":
@@ -244,12 +244,12 @@ def remarks(content: dict, config: KformerConfig, tokenizer: Tokenizer) -> list[
 
 def check_vocabulary(folder: Path, tokenizer: Tokenizer, config: KformerConfig) -> None:
     """Raises ValueError for a tokenizer whose ids aren't the model's."""
-    last = max(tokenizer.ids, key=tokenizer.ids.get)
-    if tokenizer.ids[last] >= config.vocab_size:
+    size, last = len(tokenizer.vocab), tokenizer.vocab[-1]
+    if size > config.vocab_size:
         raise ValueError(
-            f"{folder}: the vocabulary has {tokenizer.ids[last] + 1} tokens, but vocab_size in "
-            f"config.json is {config.vocab_size}: take the vocabulary that came with the weights, "
-            f"or, if {last!r} isn't in it, one that has it"
+            f"{folder}: the vocabulary has {size} tokens, but vocab_size in config.json is "
+            f"{config.vocab_size}: take the vocabulary that came with the weights, or, if {last!r} "
+            "isn't in it, one that has it"
         )
     if tokenizer.pad_token_id != config.pad_token_id:
         raise ValueError(
@@ -309,10 +309,9 @@ def save_pretrained(
 ) -> None:
     """Writes a folder that load_pretrained reads back to the same scores, bit for bit.
 
-    transformers opens it too, as BertForMultipleChoice or RobertaForMultipleChoice. All files are
-    whole before the first one takes the place of its old self, the weights first: a crash while
-    writing leaves the old folder as it was. Raises ValueError, before anything is written, for what
-    couldn't be opened again.
+    transformers opens it too, as BertForMultipleChoice or RobertaForMultipleChoice. A crash while
+    writing leaves the old folder as it was, or one that check_saved_together refuses. Raises
+    ValueError, before anything is written, for what couldn't be opened again.
     """
     folder, model = Path(folder), getattr(model, "module", model)  # of DataParallel
     config, tensors = model.config, whole_tensors(model)
@@ -392,9 +391,9 @@ def describe(folder: Path, inject: str) -> None:
     print(
         f"model      {config.model_type}, injection {inject}: {config.num_hidden_layers} layers, "
         f"hidden size {config.hidden_size}, {config.num_attention_heads} heads, FFN width "
-        f"{config.intermediate_size}, up to {config.max_tokens} tokens"
+        f"{config.intermediate_size}, up to {config.max_tokens} tokens\n"
+        f"           {sum(p.numel() for p in model.parameters()):,} parameters"
     )
-    print(f"           {sum(p.numel() for p in model.parameters()):,} parameters")
     for note in report.notes:
         print(f"note       {note}")
     lists = {"loaded": report.loaded, "unused": report.unused, "new": report.new}

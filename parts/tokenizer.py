@@ -17,6 +17,12 @@ from math import inf
 # What Unicode calls white space; \s in Python's re has four control characters more.
 SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009"
 SPACE += "\u200a\u2028\u2029\u202f\u205f\u3000"
+# Chinese characters, whose words stand without spaces between them; tokenizers, too, leaves out
+# those from U+2B820 to U+2B91F.
+CJK = re.compile(
+    "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0002a6df\U0002a700-\U0002b81f\U0002b920-\U0002ceaf\U0002f800-\U0002fa1f]"
+)
 FRAMED = re.compile("[\u200c\u200dⒶ-ⓩ🄰-🅉🅐-🅩🅰-🆉]")  # words in Rust, with joiners
 NAMES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 
@@ -43,8 +49,9 @@ class Tokenizer:
             if token["content"] not in self.ids:
                 self.ids[token["content"]] = len(self.vocab)
                 self.vocab.append(token["content"])
-        if missing := [token for token in special[:4] if token not in self.ids]:
-            raise ValueError(f"the token {missing[0]} is missing")
+        for name, token in zip(NAMES[:4], special[:4], strict=True):
+            if token not in self.ids:
+                raise ValueError(f"the token {token or name} is missing")
         self.special = tuple(token if token in self.ids else None for token in special)
         ids = (self.ids[token] for token in self.special[:4])
         self.pad_token_id, self.unk_token_id, self.cls_token_id, self.sep_token_id = ids
@@ -165,7 +172,9 @@ class WordPiece(Tokenizer):
     def normalize(self, text: str) -> str:
         """Control characters out, accents off and letters small where asked, CJK set apart."""
         chars = [" " if c in SPACE else c for c in text if c in "\t\n\r" or not is_control(c)]
-        text = "".join(f" {c} " if self.chinese and is_cjk(c) else c for c in chars)
+        text = "".join(chars)
+        if self.chinese:
+            text = CJK.sub(r" \g<0> ", text)
         if self.strip_accents:
             text = unicodedata.normalize("NFD", text)
             text = "".join(c for c in text if category(c) != "Mn")
@@ -195,17 +204,6 @@ def is_control(c: str) -> bool:
 def is_punctuation(c: str) -> bool:
     """All of ASCII that is neither letter nor digit nor space counts, "$" and "^" too."""
     return ("!" <= c <= "~" and not c.isalnum()) or category(c)[0] == "P"
-
-
-def is_cjk(c: str) -> bool:
-    """Chinese characters, whose words stand without spaces between them. From U+2B820 to U+2B91F
-    they are left out, as in tokenizers.
-    """
-    return (
-        "\u4e00" <= c <= "\u9fff" or "\u3400" <= c <= "\u4dbf" or "\uf900" <= c <= "\ufaff"
-        or "\U00020000" <= c <= "\U0002a6df" or "\U0002a700" <= c <= "\U0002b81f"
-        or "\U0002b920" <= c <= "\U0002ceaf" or "\U0002f800" <= c <= "\U0002fa1f"
-    )
 
 
 # ------------------------------------------------------------------------------ byte-level BPE

@@ -53,12 +53,14 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         stated = stated_tokens(folder, settings, whole.pop("added_tokens", []), cls)
         usual = zip(("bos_token", "eos_token", *NAMES), SPECIAL[cls], strict=True)
         settings = dict(usual) | OPTIONS[cls] | settings
-        added = {token["content"]: token for token in stated}
-        added |= special_tokens(settings) | added
+        named = special_tokens(settings)
         special = [t["content"] if isinstance(t, dict) else t for t in map(settings.get, NAMES)]
         options = agreed(whole, settings | {"unk_token": special[1]}, OPTIONS[kind])
     with blaming(path):
-        check_named(special, ids.keys() | {token["content"] for token in stated})
+        added = {token["content"]: token for token in stated}
+        for content, token in named.items():
+            if content in ids or content not in special[:4]:  # those four aren't made up
+                added.setdefault(content, token)
         vocab = in_order(ids, [content for content in added if content not in ids])
         tokenizer = kind(vocab, *merges, *options, [*added.values()], special)
         check_ids(tokenizer, stated)
@@ -178,12 +180,6 @@ def agreed(whole: dict, settings: dict, names: dict) -> list[bool]:
     if not all(isinstance(value, bool) for value in found):
         raise ValueError(f"{', '.join(names)} must be true or false")
     return found
-
-
-def check_named(special: list[str | None], known: set[str]) -> None:
-    for name, token in zip(NAMES[:4], special, strict=False):
-        if token not in known:
-            raise ValueError(f"the token {token or name} is missing")
 
 
 def check_ids(tokenizer: Tokenizer, stated: list[dict]) -> None:
