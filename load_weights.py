@@ -119,7 +119,7 @@ class Unfilled(TorchFunctionMode):
 
 
 def empty_model(config: KformerConfig) -> KformerForMultipleChoice:
-    """For weights that come from a file: their memory is reserved, but never touched."""
+    """For weights that come from a file: memory is reserved, but never touched."""
     with Unfilled():
         return KformerForMultipleChoice(config)
 
@@ -289,7 +289,7 @@ def load_pretrained(
 ) -> tuple[KformerForMultipleChoice, Tokenizer]:
     """A BERT or RoBERTa folder -> (model in evaluation mode, tokenizer).
 
-    `overrides` replace config fields: inject="ffn". Prints what `open_folder` hands over as lists.
+    `overrides` replace config fields: inject="ffn". Prints the report that `open_folder` returns.
     Raises FileNotFoundError or ValueError with one line that says what is wrong, and where.
     """
     model, tokenizer, report = open_folder(Path(folder), **overrides)
@@ -309,9 +309,10 @@ def save_pretrained(
 ) -> None:
     """Writes a folder that load_pretrained reads back to the same scores, bit for bit.
 
-    transformers opens it too, as BertForMultipleChoice or RobertaForMultipleChoice. A crash while
-    writing leaves the old folder as it was, or one that check_saved_together refuses. Raises
-    ValueError, before anything is written, for what couldn't be opened again.
+    transformers opens it too, as BertForMultipleChoice or RobertaForMultipleChoice. All files are
+    whole before the first one takes the place of its old self, the weights first: a crash while
+    writing leaves the old folder as it was. Raises ValueError, before anything is written, for what
+    couldn't be opened again.
     """
     folder, model = Path(folder), getattr(model, "module", model)  # of DataParallel
     config, tensors = model.config, whole_tensors(model)

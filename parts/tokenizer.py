@@ -130,10 +130,9 @@ class WordPiece(Tokenizer):
     A word that isn't in the vocabulary is taken apart, "unhappily" into "un", "##happi", "##ly"; a
     word that can't be becomes [UNK], and so does one of over 100 characters.
 
-    The same ids as Hugging Face tokenizers 0.23, but for what the two have from different years of
-    Unicode, 559 code points with Python 3.11. Its categories are those of Unicode 8 (2015); here
-    newer accents are accents and newer punctuation is punctuation, as Python's unicodedata has
-    them, and with it Google's own tokenization.py.
+    The same ids as Hugging Face tokenizers 0.23, but for accents and punctuation that are newer
+    than its Unicode 8 (2015): 559 code points with Python 3.11, which are here what Python's
+    unicodedata says, as in Google's own tokenization.py.
     """
 
     special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
