@@ -6,8 +6,8 @@ Files and tensors carry the names that Hugging Face transformers gives them: a B
 folder from there opens here to the same ids, hidden states and scores, and what is written here
 opens there. No pickle is read or written, so a checkpoint from a stranger can't run code.
 
-Read it from top to bottom: names -> weights -> opening -> saving -> report. What config.json may
-say is in parts/config.py, and what the files of a tokenizer may say in parts/vocabulary.py.
+Read it from top to bottom: names -> weights -> opening -> saving -> report. What the other files
+may say is in parts/config.py and parts/vocabulary.py.
 """
 
 import argparse
@@ -89,11 +89,7 @@ def weight_files(folder: Path) -> list[Path]:
     if index.is_file():
         content = read_json(index)
         with blaming(index):
-            names = sorted(set(content["weight_map"].values()))
-            for name in names:
-                if not (folder / name).is_file():
-                    raise FileNotFoundError(f"{index}: the shard {name!r} is missing")
-            return [folder / name for name in names]
+            return [folder / name for name in sorted(set(content["weight_map"].values()))]
     if pickles := sorted(path.name for path in folder.glob("pytorch_model*.bin")):
         check_file(folder / pickles[0])
         raise FileNotFoundError(
@@ -109,8 +105,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 class Unfilled(TorchFunctionMode):
-    """For building modules whose weights come from a file: in-place functions, which would fill
-    them with a start, do nothing, and their memory is reserved but never touched.
+    """In-place functions, which would fill new weights with a start, do nothing.
 
     torch.device("meta") would do as well, but costs a second: it imports 800 modules.
     """
@@ -124,6 +119,7 @@ class Unfilled(TorchFunctionMode):
 
 
 def empty_model(config: KformerConfig) -> KformerForMultipleChoice:
+    """For weights that come from a file: memory is reserved, but never touched."""
     with Unfilled():
         return KformerForMultipleChoice(config)
 
@@ -133,10 +129,8 @@ def load_weights(
 ) -> tuple[KformerForMultipleChoice, LoadReport]:
     """The model of `config` with the weights of a folder, in evaluation mode.
 
-    What isn't in the model is left unused: buffers, heads of other tasks. The pooler, the head for
-    multiple choice and the parameters of the injection may be missing; nothing else may. Tensors
-    are mapped from the file, as transformers does it: as long as the model lives, the file may be
-    replaced, but mustn't be written into.
+    Tensors are mapped from the file, as transformers does it: as long as the model lives, the file
+    may be replaced, but mustn't be written into.
     """
     with blaming(folder / "config.json"):
         model = empty_model(config)
@@ -159,7 +153,9 @@ def load_weights(
 def read_tensors(
     folder: Path, wanted: dict[str, Tensor], config: KformerConfig
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """By our names those that are `wanted`, and the names in the file of all others."""
+    """By our names those that are `wanted`, and the names in the file of all others: buffers, heads
+    of other tasks, such as a classifier with more than one output.
+    """
     tensors, unused = {}, []
     for path in weight_files(folder):
         with open_tensors(path) as file:
@@ -167,7 +163,8 @@ def read_tensors(
                 name = our_name(theirs)
                 if name in tensors:
                     raise ValueError(f"{theirs} is there twice, under another prefix or name")
-                if name not in wanted or is_other_head(name, file.get_slice(theirs).get_shape()):
+                outputs = file.get_slice(theirs).get_shape()[:1]
+                if name not in wanted or (name.startswith("classifier.") and outputs != [1]):
                     check_unused(theirs, wanted)
                     unused.append(theirs)
                 else:
@@ -176,40 +173,28 @@ def read_tensors(
     return tensors, unused
 
 
-def is_other_head(name: str, shape: list[int]) -> bool:
-    """A classifier with more than one output is another task's."""
-    return name.startswith("classifier.") and shape[:1] != [1]
-
-
 def check_unused(theirs: str, wanted: dict[str, Tensor]) -> None:
     """Raises ValueError for what stands beside a weight of ours and changes what it means: the
     scale of a quantised one, an adapter's lora_A.
     """
-    known = {their_name(name, "bert").rpartition(".")[0] for name in wanted} - {"classifier"}
     name = re.sub(r"^(roberta\.|bert\.|)", "bert.", theirs)
-    beside = any(name.startswith(f"{module}.") for module in known)
-    if beside or "lora_" in theirs or "adapter" in theirs:
-        raise ValueError(
-            f"{theirs} isn't built here: take weights that aren't quantised, with adapters merged "
-            "into them"
-        )
+    modules = {their_name(name, "bert").rpartition(".")[0] for name in wanted} - {"classifier"}
+    if any(name.startswith(f"{module}.") for module in modules) or re.search("adapter|lora_", name):
+        advice = "take weights that aren't quantised, with adapters merged into them"
+        raise ValueError(f"{theirs} isn't built here: {advice}")
 
 
 def check_tensor(name: str, tensor: Tensor, wanted: torch.Size, config: KformerConfig) -> None:
     """Raises ValueError for other numbers, and for a shape that the config doesn't ask for."""
     if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        raise ValueError(
-            f"{name} holds {tensor.dtype}, must hold floating-point numbers of 16 bits or more: "
-            "take weights that aren't quantised"
-        )
+        right = "floating-point numbers of 16 bits or more: take weights that aren't quantised"
+        raise ValueError(f"{name} holds {tensor.dtype}, must hold {right}")
     if tensor.shape != wanted:
         sizes = {k: v for k, v in vars(config).items() if k.endswith(("_size", "_embeddings"))}
         wrong = set(wanted) - set(tensor.shape) or set(wanted)
         asked = ", ".join(f"{k} {v}" for k, v in sizes.items() if v in wrong)
-        raise ValueError(
-            f"{name} has shape {tuple(tensor.shape)}, but config.json asks for {tuple(wanted)}: "
-            f"{asked}"
-        )
+        found, right = tuple(tensor.shape), tuple(wanted)
+        raise ValueError(f"{name} has shape {found}, but config.json asks for {right}: {asked}")
 
 
 def check_missing(folder: Path, new: list[str], unused: list[str], config: KformerConfig) -> None:
@@ -240,18 +225,16 @@ def open_folder(
     config, tokenizer = open_config(folder, **overrides)
     check_saved_together(folder, tokenizer)
     model, report = load_weights(folder, config)
-    report.notes += remarks(folder, overrides, config, tokenizer)
+    report.notes += remarks(read_config(folder) | overrides, config, tokenizer)
     return model, tokenizer, report
 
 
-def remarks(
-    folder: Path, overrides: dict, config: KformerConfig, tokenizer: Tokenizer
-) -> list[str]:
-    """Sentences on what was taken for granted."""
-    content, said = read_config(folder) | overrides, []
+def remarks(content: dict, config: KformerConfig, tokenizer: Tokenizer) -> list[str]:
+    """Sentences on what was taken for granted; `content` is that of config.json."""
+    said = []
     if "model_type" not in content:
         said.append(f"config.json has no model_type, by its names it is {config.model_type}")
-    if spare := config.vocab_size - 1 - max(tokenizer.ids.values()):
+    if spare := config.vocab_size - len(tokenizer.vocab):
         said.append(f"{spare} rows of the embeddings are of no token in the vocabulary")
     dtype = content.get("dtype", content.get("torch_dtype", "float32"))
     if dtype != "float32":
@@ -261,12 +244,12 @@ def remarks(
 
 def check_vocabulary(folder: Path, tokenizer: Tokenizer, config: KformerConfig) -> None:
     """Raises ValueError for a tokenizer whose ids aren't the model's."""
-    last = max(tokenizer.ids, key=tokenizer.ids.get)
-    if tokenizer.ids[last] >= config.vocab_size:
+    size, last = len(tokenizer.vocab), tokenizer.vocab[-1]
+    if size > config.vocab_size:
         raise ValueError(
-            f"{folder}: the vocabulary has {tokenizer.ids[last] + 1} tokens, but vocab_size in "
-            f"config.json is {config.vocab_size}: take the vocabulary that came with the weights, "
-            f"or, if {last!r} isn't in it, one that has it"
+            f"{folder}: the vocabulary has {size} tokens, but vocab_size in config.json is "
+            f"{config.vocab_size}: take the vocabulary that came with the weights, or, if {last!r} "
+            "isn't in it, one that has it"
         )
     if tokenizer.pad_token_id != config.pad_token_id:
         raise ValueError(
@@ -284,16 +267,14 @@ def fingerprint(fields: dict, tokenizer: Tokenizer) -> dict:
 
 
 def check_saved_together(folder: Path, tokenizer: Tokenizer) -> None:
-    """Raises ValueError where somebody was killed while saving over a model of another kind.
-
-    save_pretrained writes the fingerprint into the file of the weights, which is replaced first.
+    """Raises ValueError where somebody was killed while saving over a model of another kind, by
+    the fingerprint that save_pretrained writes into the file of the weights.
     """
-    path = folder / "model.safetensors"
-    if not path.is_file():
+    if not (folder / "model.safetensors").is_file():
         return
-    with open_tensors(path) as file:
-        saved = json.loads((file.metadata() or {}).get("kformer", "{}"))
-        found = fingerprint(read_config(folder), tokenizer) if saved else {}
+    with open_tensors(folder / "model.safetensors") as file:
+        found = fingerprint(read_config(folder), tokenizer)
+        saved = json.loads((file.metadata() or {}).get("kformer", "null")) or found
         for name in found:
             if saved.get(name) != found[name]:
                 raise ValueError(
@@ -308,8 +289,7 @@ def load_pretrained(
 ) -> tuple[KformerForMultipleChoice, Tokenizer]:
     """A BERT or RoBERTa folder -> (model in evaluation mode, tokenizer).
 
-    `overrides` replace config fields: inject="ffn". Prints which tensors were left unused and which
-    parameters are newly initialised; `open_folder` hands the lists over.
+    `overrides` replace config fields: inject="ffn". Prints the report that `open_folder` returns.
     Raises FileNotFoundError or ValueError with one line that says what is wrong, and where.
     """
     model, tokenizer, report = open_folder(Path(folder), **overrides)
@@ -372,8 +352,7 @@ def whole_tensors(model: KformerForMultipleChoice) -> dict[str, Tensor]:
     for name, tensor in model.state_dict().items():
         name = name.replace("_orig_mod.", "")  # of torch.compile
         tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
-    with Unfilled():
-        wanted = KformerForMultipleChoice(model.config).state_dict()
+    wanted = empty_model(model.config).state_dict()
     if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in wanted.items()}:
         raise ValueError("save_pretrained: these aren't the parameters that model.config asks for")
     return {their_name(name, model.config.model_type): t for name, t in tensors.items()}
@@ -413,9 +392,9 @@ def describe(folder: Path, inject: str) -> None:
     print(
         f"model      {config.model_type}, injection {inject}: {config.num_hidden_layers} layers, "
         f"hidden size {config.hidden_size}, {config.num_attention_heads} heads, FFN width "
-        f"{config.intermediate_size}, up to {config.max_tokens} tokens"
+        f"{config.intermediate_size}, up to {config.max_tokens} tokens\n"
+        f"           {sum(p.numel() for p in model.parameters()):,} parameters"
     )
-    print(f"           {sum(p.numel() for p in model.parameters()):,} parameters")
     for note in report.notes:
         print(f"note       {note}")
     lists = {"loaded": report.loaded, "unused": report.unused, "new": report.new}

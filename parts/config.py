@@ -19,20 +19,14 @@ DEFAULTS = {
 # what is built here; None is a setting that isn't built at all.
 BUILT = {
     "hidden_act": ("gelu", "gelu_python"),  # one function, in two implementations
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "is_encoder_decoder": False,
-    "add_cross_attention": False,
-    "pruned_heads": {},
-    "per_layer_config": None,
-    "fusion_config": None,
-    "quantization_config": None,
-    "compression_config": None,
-    "quantization": None,
+    "position_embedding_type": "absolute", "pruned_heads": {},
+    "is_decoder": False, "is_encoder_decoder": False, "add_cross_attention": False,
+    "per_layer_config": None, "fusion_config": None,
+    "quantization_config": None, "compression_config": None, "quantization": None,
     "auto_map": None,  # code of its own
     "transformers_weights": None,  # another file than model.safetensors
     "configuration_files": None,  # another file than config.json
-}
+}  # fmt: skip
 
 
 def load_config(folder: str | Path, **overrides: object) -> KformerConfig:
@@ -42,9 +36,8 @@ def load_config(folder: str | Path, **overrides: object) -> KformerConfig:
     """
     folder = Path(folder)
     check_folder(folder)
-    for name in overrides:
-        if name not in FIELDS:
-            raise ValueError(f"{name!r} is none of the settings: {', '.join(FIELDS)}")
+    if strange := [name for name in overrides if name not in FIELDS]:
+        raise ValueError(f"{strange[0]!r} is none of the settings: {', '.join(FIELDS)}")
     content = read_config(folder) | overrides
     if "model_type" not in content:
         content["model_type"] = guess_model_type(folder, content)
@@ -58,13 +51,10 @@ def load_config(folder: str | Path, **overrides: object) -> KformerConfig:
         for name, value in fields.items():
             check_number(name, value)
         config = KformerConfig(**fields)
-        if config.pad_token_id >= config.vocab_size:
+        if config.pad_token_id >= config.vocab_size or config.max_tokens < 1:
             raise ValueError(
-                f"pad_token_id {config.pad_token_id} must be below vocab_size {config.vocab_size}"
-            )
-        if config.max_tokens < 1:
-            raise ValueError(
-                f"max_position_embeddings is {config.max_position_embeddings}, too few for a token"
+                f"pad_token_id is {config.pad_token_id}, too much for vocab_size "
+                f"{config.vocab_size} or max_position_embeddings {config.max_position_embeddings}"
             )
         return config
 

@@ -45,9 +45,10 @@ def check_file(path: Path) -> None:
 
 
 def read_text(path: Path) -> str:
+    """UTF-8, with the line ends that the file has."""
     check_file(path)
     with blaming(path):
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8")
 
 
 def read_json(path: Path) -> dict:

@@ -11,12 +11,18 @@ import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from heapq import heappop, heappush
-from itertools import count, groupby
+from itertools import count, groupby, pairwise
+from math import inf
 
 # What Unicode calls white space; \s in Python's re has four control characters more.
 SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009"
 SPACE += "\u200a\u2028\u2029\u202f\u205f\u3000"
+# Chinese characters, whose words stand without spaces between them; tokenizers, too, leaves out
+# those from U+2B820 to U+2B91F.
+CJK = re.compile(
+    "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0002a6df\U0002a700-\U0002b81f\U0002b920-\U0002ceaf\U0002f800-\U0002fa1f]"
+)
 FRAMED = re.compile("[\u200c\u200dⒶ-ⓩ🄰-🅉🅐-🅩🅰-🆉]")  # words in Rust, with joiners
 NAMES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 
@@ -43,8 +49,9 @@ class Tokenizer:
             if token["content"] not in self.ids:
                 self.ids[token["content"]] = len(self.vocab)
                 self.vocab.append(token["content"])
-        if missing := [token for token in special[:4] if token not in self.ids]:
-            raise ValueError(f"the token {missing[0]} is missing")
+        for name, token in zip(NAMES[:4], special[:4], strict=True):
+            if token not in self.ids:
+                raise ValueError(f"the token {token or name} is missing")
         self.special = tuple(token if token in self.ids else None for token in special)
         ids = (self.ids[token] for token in self.special[:4])
         self.pad_token_id, self.unk_token_id, self.cls_token_id, self.sep_token_id = ids
@@ -123,10 +130,9 @@ class WordPiece(Tokenizer):
     A word that isn't in the vocabulary is taken apart, "unhappily" into "un", "##happi", "##ly"; a
     word that can't be becomes [UNK], and so does one of over 100 characters.
 
-    The same ids as Hugging Face tokenizers 0.23, but for what the two have from different years of
-    Unicode, 559 code points with Python 3.11. Its categories are those of Unicode 8 (2015); here
-    newer accents are accents and newer punctuation is punctuation, as Python's unicodedata has
-    them, and with it Google's own tokenization.py.
+    The same ids as Hugging Face tokenizers 0.23, but for accents and punctuation that are newer
+    than its Unicode 8 (2015): 559 code points with Python 3.11, which are here what Python's
+    unicodedata says, as in Google's own tokenization.py.
     """
 
     special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -165,7 +171,9 @@ class WordPiece(Tokenizer):
     def normalize(self, text: str) -> str:
         """Control characters out, accents off and letters small where asked, CJK set apart."""
         chars = [" " if c in SPACE else c for c in text if c in "\t\n\r" or not is_control(c)]
-        text = "".join(f" {c} " if self.chinese and is_cjk(c) else c for c in chars)
+        text = "".join(chars)
+        if self.chinese:
+            text = CJK.sub(r" \g<0> ", text)
         if self.strip_accents:
             text = unicodedata.normalize("NFD", text)
             text = "".join(c for c in text if category(c) != "Mn")
@@ -195,17 +203,6 @@ def is_control(c: str) -> bool:
 def is_punctuation(c: str) -> bool:
     """All of ASCII that is neither letter nor digit nor space counts, "$" and "^" too."""
     return ("!" <= c <= "~" and not c.isalnum()) or category(c)[0] == "P"
-
-
-def is_cjk(c: str) -> bool:
-    """Chinese characters, whose words stand without spaces between them. From U+2B820 to U+2B91F
-    they are left out, as in tokenizers.
-    """
-    return (
-        "\u4e00" <= c <= "\u9fff" or "\u3400" <= c <= "\u4dbf" or "\uf900" <= c <= "\ufaff"
-        or "\U00020000" <= c <= "\U0002a6df" or "\U0002a700" <= c <= "\U0002b81f"
-        or "\U0002b920" <= c <= "\U0002ceaf" or "\U0002f800" <= c <= "\U0002fa1f"
-    )
 
 
 # ------------------------------------------------------------------------------ byte-level BPE
@@ -261,30 +258,18 @@ class ByteLevelBPE(Tokenizer):
         return [i for word in word_pattern().findall(text) for i in self.word_ids(word)]
 
     def word_ids(self, word: str) -> list[int]:
-        """One word -> its ids. Parts that were merged into the one before them are left empty."""
+        """One word -> its ids: the pair of the lowest rank is merged, of several the leftmost."""
         parts = [self.symbols[byte] for byte in word.encode("utf-8", "replace")]
-        after, before = list(range(1, len(parts) + 1)), list(range(-1, len(parts) - 1))
-        queue = []  # pairs that may be merged: rank, place, what stood there
+        ranks = self.ranks_of(parts)  # of each part with the one after it
+        while ranks and min(ranks) < inf:
+            i = ranks.index(min(ranks))
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+            before = max(i - 1, 0)
+            ranks[before : i + 2] = self.ranks_of(parts[before : i + 2])
+        return [self.own_ids[part] for part in parts]
 
-        def enter(i: int) -> None:
-            pair = tuple(parts[k] for k in (i, after[i]) if 0 <= k < len(parts))
-            if pair in self.ranks:
-                heappush(queue, (self.ranks[pair], i, pair))
-
-        for i in range(len(parts)):
-            enter(i)
-        while queue:
-            _, i, pair = heappop(queue)
-            j = after[i]
-            if j == len(parts) or (parts[i], parts[j]) != pair:
-                continue  # one of the two was merged with another neighbour
-            parts[i], parts[j] = "".join(pair), ""
-            after[i] = after[j]
-            if after[i] < len(parts):
-                before[after[i]] = i
-            enter(before[i])
-            enter(i)
-        return [self.own_ids[part] for part in parts if part]
+    def ranks_of(self, parts: list[str]) -> list[float]:
+        return [self.ranks.get(pair, inf) for pair in pairwise(parts)]
 
 
 def byte_symbols() -> list[str]:

@@ -7,7 +7,7 @@ tokenizers takes all from tokenizer.json: a folder in which the two differ isn't
 
 from pathlib import Path
 
-from parts.files import blaming, check_file, must_be, read_json
+from parts.files import blaming, must_be, read_json, read_text
 from parts.tokenizer import NAMES, SPACE, ByteLevelBPE, Tokenizer, WordPiece
 
 # What "tokenizer_class" may be, less "Fast"; None is whatever tokenizer.json describes.
@@ -16,19 +16,17 @@ CLASSES = {
     "RobertaTokenizer": ByteLevelBPE, "LongformerTokenizer": ByteLevelBPE,
     "PreTrainedTokenizer": None, "TokenizersBackend": None,
 }  # fmt: skip
-OPTIONS = {  # of the two constructors, in their order
-    WordPiece: ("do_lower_case", "strip_accents", "tokenize_chinese_chars"),
-    ByteLevelBPE: ("add_prefix_space",),
+# What holds where tokenizer_config.json is silent: options, in the order of the constructor ...
+OPTIONS = {
+    WordPiece: {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True},
+    ByteLevelBPE: {"add_prefix_space": False},
+    None: {},
 }
-# What holds where tokenizer_config.json is silent.
-USUAL = {
-    WordPiece: {"bos_token": None, "eos_token": None}
-    | dict(zip(NAMES, WordPiece.special, strict=True))
-    | {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True},
-    ByteLevelBPE: {"bos_token": "<s>", "eos_token": "</s>"}
-    | dict(zip(NAMES, ByteLevelBPE.special, strict=True))
-    | {"add_prefix_space": False},
-    None: dict.fromkeys(("bos_token", "eos_token", *NAMES)),
+# ... and special tokens, in the order in which new ones get their ids.
+SPECIAL = {
+    WordPiece: (None, None, *WordPiece.special),
+    ByteLevelBPE: ("<s>", "</s>", *ByteLevelBPE.special),
+    None: (None,) * 7,
 }
 # Settings of tokenizer_config.json that change ids -> the value that is built here.
 BUILT = {
@@ -53,14 +51,17 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     with blaming(folder / "tokenizer_config.json"):
         must_be(settings, **BUILT)
         stated = stated_tokens(folder, settings, whole.pop("added_tokens", []), cls)
-        settings = USUAL[cls] | settings
-        special = [content_of(settings[name]) for name in NAMES]
+        usual = zip(("bos_token", "eos_token", *NAMES), SPECIAL[cls], strict=True)
+        settings = dict(usual) | OPTIONS[cls] | settings
+        named = special_tokens(settings)
+        special = [t["content"] if isinstance(t, dict) else t for t in map(settings.get, NAMES)]
         options = agreed(whole, settings | {"unk_token": special[1]}, OPTIONS[kind])
-        added = {token["content"]: token for token in stated}
-        added |= {t: token for t, token in special_tokens(settings).items() if t not in added}
     with blaming(path):
-        check_named(special, ids.keys() | {token["content"] for token in stated})
-        vocab = in_order(ids, [token for token in added if token not in ids])
+        added = {token["content"]: token for token in stated}
+        for content, token in named.items():
+            if content in ids or content not in special[:4]:  # those four aren't made up
+                added.setdefault(content, token)
+        vocab = in_order(ids, [content for content in added if content not in ids])
         tokenizer = kind(vocab, *merges, *options, [*added.values()], special)
         check_ids(tokenizer, stated)
         return tokenizer
@@ -70,13 +71,11 @@ def tokenizer_class(folder: Path, settings: dict) -> str | None:
     """The class that transformers takes: what a file names, or the one of the model."""
     config = read_if_there(folder / "config.json")
     for file, content in (("tokenizer_config.json", settings), ("config.json", config)):
-        with blaming(folder / file):
-            name = content.get("tokenizer_class") or ""
-            if name.removesuffix("Fast") in CLASSES:
+        if name := content.get("tokenizer_class"):
+            if str(name).removesuffix("Fast") in CLASSES:
                 return name.removesuffix("Fast")
-            if name:
-                known = ", ".join(CLASSES)
-                raise ValueError(f'"tokenizer_class" is {name!r}, only {known} are built here')
+            known = f"only {', '.join(CLASSES)} are built here"
+            raise ValueError(f'{folder / file}: "tokenizer_class" is {name!r}, {known}')
     usual = {"bert": "BertTokenizer", "roberta": "RobertaTokenizer"}
     return usual.get(str(config.get("model_type")))  # None: goes by the files
 
@@ -111,13 +110,13 @@ def parse_tokenizer(content: dict) -> tuple[type, dict[str, int], list, dict]:
         must_be(normalizer, clean_text=True)
         if odd := [t for t in model["vocab"] if t != t.rstrip(SPACE) or "\n" in t]:
             raise ValueError(f"the token {odd[0]!r} has white space that no line of vocab.txt has")
-        whole = {
+        return WordPiece, model["vocab"], [], {
             "do_lower_case": normalizer["lowercase"],
             "strip_accents": normalizer["strip_accents"],
             "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True),
             "unk_token": model.get("unk_token", "[UNK]"),
+            "added_tokens": added,
         }
-        return WordPiece, model["vocab"], [], whole | {"added_tokens": added}
     if kinds == ["BPE", None, "ByteLevel"]:
         must_be(model, dropout=0, continuing_subword_prefix="", end_of_word_suffix="")
         must_be(model, ignore_merges=False)
@@ -166,11 +165,7 @@ def special_tokens(settings: dict) -> dict[str, dict]:
     return {t["content"]: {"normalized": False} | t | {"special": True} for t in tokens}
 
 
-def content_of(token: str | dict | None) -> str | None:
-    return token["content"] if isinstance(token, dict) else token
-
-
-def agreed(whole: dict, settings: dict, names: tuple[str, ...]) -> list:
+def agreed(whole: dict, settings: dict, names: dict) -> list[bool]:
     """The options of a constructor; what tokenizer.json says and the settings must not differ."""
     for options in (whole, settings):
         if options.get("strip_accents", 0) is None:
@@ -182,15 +177,9 @@ def agreed(whole: dict, settings: dict, names: tuple[str, ...]) -> list:
                 f"tokenizer.json it is {value!r}: make them agree"
             )
     found = [(settings | whole)[name] for name in names]
-    if not all(value in (True, False, None) for value in found):
+    if not all(isinstance(value, bool) for value in found):
         raise ValueError(f"{', '.join(names)} must be true or false")
     return found
-
-
-def check_named(special: list[str | None], known: set[str]) -> None:
-    for name, token in zip(NAMES[:4], special, strict=False):
-        if token not in known:
-            raise ValueError(f"the token {token or name} is missing")
 
 
 def check_ids(tokenizer: Tokenizer, stated: list[dict]) -> None:
@@ -207,17 +196,15 @@ def check_ids(tokenizer: Tokenizer, stated: list[dict]) -> None:
 def in_order(ids: dict[str, int], new: list[str]) -> list[str]:
     """{token: id} -> the token of each id, "" where there is none. `new` ones are to be added."""
     "".join(ids).encode()  # half a character, "\\ud800", is an error
-    places = sorted(i for token, i in ids.items() if token or new)  # no word is ""
-    if not all(type(i) is int and 0 <= i < 10_000_000 for i in places):
+    tokens = {i: token for token, i in ids.items() if token}  # no word is ""
+    if not all(type(i) is int and 0 <= i < 10_000_000 for i in tokens):
         raise ValueError("the ids of the tokens must be whole numbers below 10,000,000")
-    if len(set(places)) < len(places):
+    if len(tokens) < len(ids.keys() - {""}):
         raise ValueError("two tokens have the same id")
-    vocab = [""] * (max(places, default=-1) + 1)
-    if new and len(places) < len(vocab):
+    size = max(tokens, default=-1) + 1
+    if new and size != len(ids):
         raise ValueError(f"the ids have gaps, so that no id is sure for the new token {new[0]!r}")
-    for token in filter(None, ids):
-        vocab[ids[token]] = token
-    return vocab
+    return [tokens.get(i, "") for i in range(size)]
 
 
 def read_if_there(path: Path) -> dict:
@@ -226,7 +213,5 @@ def read_if_there(path: Path) -> dict:
 
 def read_lines(path: Path) -> list[str]:
     """The lines as tokenizers reads them: only \\n and \\r\\n end one."""
-    check_file(path)
-    with blaming(path):
-        lines = path.read_bytes().decode("utf-8").split("\n")
-    return [line.removesuffix("\r") for line in lines[:-1] + [lines[-1]] * (lines[-1] != "")]
+    lines = read_text(path).removesuffix("\n").split("\n")
+    return [line.removesuffix("\r") for line in lines]
