@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from kformer import VARIANTS, KformerConfig, KformerForMultipleChoice, initialize
 from parts.command import command
-from parts.config import load_config, read_config
+from parts.config import load_config, make_config, read_config
 from parts.files import blaming, check_file, open_tensors, read_json, replacing
 from parts.tokenizer import Tokenizer
 from parts.vocabulary import load_tokenizer
@@ -130,7 +130,8 @@ def load_weights(
     """The model of `config` with the weights of a folder, in evaluation mode.
 
     Tensors are mapped from the file, as transformers does it: as long as the model lives, the file
-    may be replaced, but mustn't be written into.
+    may be replaced, but mustn't be written into. Those that save_pretrained wrote are copied: a
+    product may round in another way where numbers don't lie at a multiple of 64 bytes.
     """
     with blaming(folder / "config.json"):
         model = empty_model(config)
@@ -142,9 +143,6 @@ def load_weights(
     kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
     notes = [f"weights in {kind} become float32" for kind in sorted(kinds - {"float32"})]
     tensors = {name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()}
-    if "classifier.weight" in tensors:
-        # A dot product may round in another way where numbers don't lie at a multiple of 16 bytes.
-        tensors["classifier.weight"] = tensors["classifier.weight"].clone()
     model.load_state_dict(tensors, strict=False, assign=True)
     initialize(model, new)
     return model.eval(), LoadReport(loaded, unused, new, notes)
@@ -159,6 +157,7 @@ def read_tensors(
     tensors, unused = {}, []
     for path in weight_files(folder):
         with open_tensors(path) as file:
+            ours = "kformer" in (file.metadata() or {})
             for theirs in file.keys():
                 name = our_name(theirs)
                 if name in tensors:
@@ -168,8 +167,9 @@ def read_tensors(
                     check_unused(theirs, wanted)
                     unused.append(theirs)
                 else:
-                    tensors[name] = file.get_tensor(theirs)
-                    check_tensor(theirs, tensors[name], wanted[name].shape, config)
+                    tensor = file.get_tensor(theirs)
+                    check_tensor(theirs, tensor, wanted[name].shape, config)
+                    tensors[name] = tensor.clone() if ours else tensor
     return tensors, unused
 
 
@@ -259,11 +259,11 @@ def check_vocabulary(folder: Path, tokenizer: Tokenizer, config: KformerConfig) 
 
 
 def fingerprint(fields: dict, tokenizer: Tokenizer) -> dict:
-    """What the shapes of the weights don't show of the config and the vocabulary they belong to."""
+    """What the shapes of the weights don't show of the config and the tokenizer they belong to."""
     names = ("model_type", "num_attention_heads", "layer_norm_eps", "pad_token_id")
     names += ("inject", "inject_layers", "num_facts")
-    vocabulary = json.dumps(sorted(tokenizer.ids.items())).encode("utf-8")
-    return {n: fields.get(n) for n in names} | {"vocabulary": sha256(vocabulary).hexdigest()[:16]}
+    files = json.dumps(sorted(tokenizer.files().items())).encode("utf-8")
+    return {n: fields.get(n) for n in names} | {"tokenizer": sha256(files).hexdigest()[:16]}
 
 
 def check_saved_together(folder: Path, tokenizer: Tokenizer) -> None:
@@ -320,6 +320,7 @@ def save_pretrained(
     kind = config.model_type.capitalize()
     fields = {"architectures": [f"{kind}ForMultipleChoice"], "hidden_act": "gelu"}
     fields |= dataclasses.asdict(config)
+    make_config(fields)
     texts = {"config.json": json.dumps(fields, indent=2) + "\n"} | tokenizer.files()
     metadata = {"format": "pt", "kformer": json.dumps(fingerprint(fields, tokenizer))}
 

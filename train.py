@@ -36,13 +36,13 @@ from parts.processes import RANK, add_up_gradients, anywhere, join, my_share
 from parts.questions import Question, baselines, read_splits
 from parts.state import (
     LOG,
-    STATE,
     TrainingState,
     alone_in,
     ctrl_c_finishes_the_step,
     finished,
     identity,
-)  # fmt: skip
+    refuse_to_replace,
+)
 from parts.tokenizer import Tokenizer
 
 # ----------------------------------------------------------------------------------- arguments
@@ -112,14 +112,12 @@ def resolve(args: Namespace) -> Namespace:
     if args.layers is not None:
         args.layers = layer_numbers(args.layers, config.num_hidden_layers)
     args.facts = args.facts or config.num_facts
+    load_config(folder, inject=args.inject, num_facts=args.facts)
     args.lr = args.lr or (5e-5 if args.checkpoint else 2e-3)
     chosen = args.dtype and getattr(torch, args.dtype)
     args.dtype = chosen or default_dtype(config.hidden_size, args.device)
     args.out = args.out or Path("runs", f"{args.inject}-seed-{args.seed}")
-    is_run = (args.out / STATE).exists() or (args.out / LOG).exists()
-    others = (args.out / "config.json").exists() and not is_run
-    if others or args.out.resolve() in (Path.cwd(), args.checkpoint and args.checkpoint.resolve()):
-        raise ValueError(f"--out {args.out}: has files that are no run; name a new folder")
+    refuse_to_replace(args.out, [Path.cwd(), args.data, args.checkpoint or args.data])
     return args
 
 
@@ -331,7 +329,10 @@ def run(task: Task, args: Namespace, say: Callable[[str], None] = tqdm.write) ->
     run_id = identity(vars(args), task.model, task.questions, task.tokenizer.files())
     if result := finished(args.out, run_id):
         say(f"          {args.out} has this very run, finished: nothing is left to train")
-        task.model = open_folder(args.out)[0].to(args.device)
+        try:
+            task.model = open_folder(args.out)[0].to(args.device)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{error}; without {args.out / LOG} it's trained again") from None
         return result
     with alone_in(args.out):
         state = train(task, args, run_id, say)

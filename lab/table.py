@@ -19,6 +19,7 @@ from parts.batches import chance
 from parts.command import command
 from parts.files import replacing
 from parts.processes import RANK, join
+from parts.state import alone_in
 from train import Task, describe, make_parser, prepare, resolve, run
 
 HEADINGS = ("inject   ", "layers      ", "facts", "accuracy (chance {:.1%})", "answers that flip",
@@ -60,16 +61,16 @@ def table(runs: list[Namespace], folder: Path) -> None:
             try:
                 results.append({"seed": args.seed} | run(task, args, say=lambda _: None))
             except ValueError as error:  # it diverged
-                failed.append(f"{args.out}: {error}")
+                failed.append(f"{args.out.name}: {error}")
         if results:
             values, cells = summary(task, args, results)
             rows.append(json.dumps(values | {"runs": results}))
             tqdm.write(line(cells, headings))
+    if failed:
+        raise ValueError("; ".join(failed))
     if RANK == 0:
         with replacing(folder) as new:
             (new / "table.jsonl").write_text("\n".join([*rows, ""]), encoding="utf-8")
-    if failed:
-        raise ValueError("; ".join(failed))
 
 
 def summary(task: Task, args: Namespace, results: list[dict]) -> tuple[dict, list[str]]:
@@ -112,7 +113,9 @@ def main() -> None:
     args = parser.parse_args()
     runs = [resolve(one) for one in runs_of(args)]  # what is wrong with any is said at once
     join(args.device)
-    table(runs, args.out or Path("runs"))
+    folder = args.out or Path("runs")
+    with alone_in(folder):
+        table(runs, folder)
 
 
 if __name__ == "__main__":

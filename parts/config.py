@@ -36,27 +36,34 @@ def load_config(folder: str | Path, **overrides: object) -> KformerConfig:
     """
     folder = Path(folder)
     check_folder(folder)
-    if strange := [name for name in overrides if name not in FIELDS]:
-        raise ValueError(f"{strange[0]!r} is none of the settings: {', '.join(FIELDS)}")
+    for name, value in overrides.items():
+        if name not in FIELDS:
+            raise ValueError(f"{name!r} is none of the settings: {', '.join(FIELDS)}")
+        check_number(name, value)
     content = read_config(folder) | overrides
     if "model_type" not in content:
         content["model_type"] = guess_model_type(folder, content)
     with blaming(folder / "config.json"):
-        model_type = content["model_type"]
-        if model_type not in DEFAULTS:
-            raise ValueError(f'model_type is "{model_type}", must be "bert" or "roberta"')
-        must_be(content, **BUILT)
-        fields = {name: value for name, value in content.items() if name in FIELDS}
-        fields = DEFAULTS[model_type] | fields
-        for name, value in fields.items():
-            check_number(name, value)
-        config = KformerConfig(**fields)
-        if config.pad_token_id >= config.vocab_size or config.max_tokens < 1:
-            raise ValueError(
-                f"pad_token_id is {config.pad_token_id}, too much for vocab_size "
-                f"{config.vocab_size} or max_position_embeddings {config.max_position_embeddings}"
-            )
-        return config
+        return make_config(content)
+
+
+def make_config(content: dict) -> KformerConfig:
+    """What config.json says -> the config. Raises ValueError for what isn't built here."""
+    model_type = content["model_type"]
+    if model_type not in DEFAULTS:
+        raise ValueError(f'model_type is "{model_type}", must be "bert" or "roberta"')
+    must_be(content, **BUILT)
+    fields = {name: value for name, value in content.items() if name in FIELDS}
+    fields = DEFAULTS[model_type] | fields
+    for name, value in fields.items():
+        check_number(name, value)
+    config = KformerConfig(**fields)
+    if config.pad_token_id >= config.vocab_size or config.max_tokens < 1:
+        raise ValueError(
+            f"pad_token_id is {config.pad_token_id}, too much for vocab_size "
+            f"{config.vocab_size} or max_position_embeddings {config.max_position_embeddings}"
+        )
+    return config
 
 
 def read_config(folder: Path) -> dict:

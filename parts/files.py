@@ -2,7 +2,7 @@
 
     read_text, read_json, open_tensors    whatever a file may hold, an error of one line
     blaming, must_be                      the same for what is done with the content
-    replacing                             new files take the places of the old ones, each whole
+    replacing, sweep                      new files take the places of the old ones, each whole
 """
 
 import json
@@ -82,18 +82,29 @@ def must_be(content: dict, **known: object) -> None:
             raise ValueError(f'"{key}" is {found}, only {values[0]!r} is known here')
 
 
+SCRATCH = ".kformer-writing-"
+OURS = {  # all files that are written into a run's folder
+    "config.json", "model.safetensors", "tokenizer_config.json", "tokenizer.json", "vocab.txt",
+    "vocab.json", "merges.txt", "log.jsonl", "training.safetensors", "training.lock",
+}  # fmt: skip
+
+
+def sweep(folder: Path) -> None:
+    """Deletes what `replacing` left where it was killed, if nothing else is in it."""
+    for left in folder.glob(f"{SCRATCH}*"):
+        if left.is_dir() and not left.is_symlink() and {p.name for p in left.iterdir()} <= OURS:
+            shutil.rmtree(left)
+
+
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """A folder to write files in. At the end they take the places of their old selves in `folder`,
     weights first, and each at once: a crash leaves the old file or the new one, never half of one.
     Raises OSError with one line that names `folder`.
     """
-    prefix = ".kformer-writing-"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(f"{prefix}????????"):  # by somebody who was killed
-            shutil.rmtree(left, ignore_errors=True)  # a file or a link of that name stays
-        with TemporaryDirectory(dir=folder, prefix=prefix) as new:
+        with TemporaryDirectory(dir=folder, prefix=SCRATCH) as new:
             yield Path(new)
             written = sorted(Path(new).iterdir(), key=lambda path: path.suffix != ".safetensors")
             for path in written:

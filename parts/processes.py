@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-WORLD = int(os.environ.get("WORLD_SIZE", 1))
-RANK = int(os.environ.get("RANK", 0)) if WORLD > 1 else 0
+WORLD = int(os.environ.get("WORLD_SIZE") or 1)
+RANK = int(os.environ.get("RANK") or 0) if WORLD > 1 else 0
 
 
 def join(device: str) -> None:

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from parts.files import replacing
+from parts.files import OURS, replacing, sweep
 from parts.processes import RANK, WORLD
 
 try:
@@ -50,6 +50,22 @@ def identity(arguments: dict, model: nn.Module, *others: object) -> dict:
     for weights in model.state_dict().values():
         digest.update(weights.cpu().contiguous().numpy())
     return {"arguments": said, "sha256": digest.hexdigest()}
+
+
+def refuse_to_replace(out: Path, sources: list[Path]) -> None:
+    """Raises ValueError where a run saved in `out` would replace what is no run."""
+    strange = any((out / name).exists() for name in OURS) and not is_run(out)
+    if strange or out.resolve() in [path.resolve() for path in sources]:
+        raise ValueError(f"--out {out}: has files that are no run; name a new folder")
+
+
+def is_run(folder: Path) -> bool:
+    """A run that was finished, or one that wasn't and can go on."""
+    try:
+        with open(folder / LOG, encoding="utf-8") as file:
+            return "sha256" in json.loads(file.readline())
+    except (OSError, ValueError, TypeError):
+        return any((folder / name).exists() for name in (STATE, LOCK))
 
 
 def finished(folder: Path, run_id: dict) -> dict | None:
@@ -210,12 +226,13 @@ def alone_in(folder: Path) -> Iterator[None]:
     Raises ValueError if another one does already. (Windows has no fcntl, and there nobody looks.)
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(os.devnull if RANK else folder / LOCK, "w") as file:
+    with open(os.devnull if RANK else folder / LOCK, "a") as file:
         if fcntl and not RANK:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise ValueError(f"{folder}: another training is writing there") from None
+            sweep(folder)
         try:
             yield
         finally:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -29,7 +30,8 @@ from load_weights import (
     open_folder,
     save_pretrained,
 )
-from parts.files import replacing
+from parts.files import replacing, sweep
+from parts.state import alone_in
 from parts.tokenizer import WordPiece
 from test_kformer import HERE, KINDS, REFERENCE, N, biggest_change, padded_batch, tiny
 from tests.common import change_json, change_tensors, tiny_tokenizer
@@ -287,7 +289,6 @@ def test_a_crash_while_writing_leaves_the_folder_readable(
 
     place = "load_weights.save_file" if failing == "save_file" else "os.replace"
     monkeypatch.setattr(place, crash)
-    (tmp_path / ".kformer-writing-a1b2c3d4").mkdir()  # of one who was killed
     with pytest.raises(OSError, match=f"{tmp_path}: can't be written .*disk full"):
         save_pretrained(new, tokenizer, tmp_path)
     bias = load_pretrained(tmp_path)[0].classifier.bias
@@ -399,8 +400,29 @@ def test_what_could_not_be_opened_again_is_not_saved(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_a_config_that_could_not_be_opened_again_is_not_saved(tmp_path: Path) -> None:
+    model, tokenizer = tiny("ffn"), tiny_tokenizer()
+    save_pretrained(model, tokenizer, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for wrong in ({"num_facts": 0}, {"layer_norm_eps": 2.0}, {"model_type": "gpt"}):
+        model.config = replace(model.config, inject="ffn", **wrong)
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            save_pretrained(model, tokenizer, tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_weights_beside_the_files_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
+    """As a kill leaves them that comes between the weights and the rest: same words, other case."""
+    model, words = tiny("none").float(), tiny_tokenizer().vocab
+    save_pretrained(model, WordPiece(words, lower=True), tmp_path / "old")
+    save_pretrained(model, WordPiece(words, lower=False), tmp_path / "new")
+    shutil.copy(tmp_path / "new" / "model.safetensors", tmp_path / "old")
+    with pytest.raises(ValueError, match="the folder was saved in part, save it again"):
+        load_pretrained(tmp_path / "old")
+
+
 def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:
-    for name in ("writing-samples", "writing-a1b2c3d4", ".kformer-writing-my-samples"):
+    for name in ("writing-samples", "writing-a1b2c3d4", ".kformer-writing-examples"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "chapter.txt").write_text("It was a dark night.")
     (tmp_path / "writing-list").write_text("pen, paper")
@@ -408,18 +430,21 @@ def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".kformer-writing-11111111").write_text("a file")
     before = sorted(tmp_path.rglob("*"))
     (tmp_path / ".kformer-writing-a1b2c3d4").mkdir()
+    (tmp_path / ".kformer-writing-a1b2c3d4" / "config.json").touch()
     with replacing(tmp_path) as new:
         (new / "file.json").write_text("{}")
+        assert (tmp_path / ".kformer-writing-a1b2c3d4").is_dir(), "somebody else may be writing"
+    sweep(tmp_path)
     assert sorted([*before, tmp_path / "file.json"]) == sorted(tmp_path.rglob("*"))
 
 
-def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path) -> None:
+def test_what_a_killed_run_left_is_removed_by_the_next_training(tmp_path: Path) -> None:
     script = "import os, sys; from pathlib import Path; from parts.files import replacing\n"
-    script += "with replacing(Path(sys.argv[1])) as new: (new / 'a.json').touch(); os._exit(1)"
+    script += "with replacing(Path(sys.argv[1])) as new: (new / 'vocab.txt').touch(); os._exit(1)"
     subprocess.run([sys.executable, "-c", script, tmp_path], cwd=HERE, check=False)
     assert len(list(tmp_path.iterdir())) == 1
-    save_pretrained(tiny("ffn"), tiny_tokenizer(), tmp_path)
-    assert len(list(tmp_path.iterdir())) == 4
+    with alone_in(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == ["training.lock"]
 
 
 def test_tensors_have_the_names_of_transformers(tmp_path: Path) -> None:

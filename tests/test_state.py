@@ -5,6 +5,7 @@ import math
 import os
 import random
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 import train
 from parts.batches import shuffled
-from parts.state import STATE, alone_in, read_state
+from parts.state import LOG, STATE, alone_in, read_state, refuse_to_replace
 from tests.common import interrupt, log_of, run_train
 
 
@@ -152,3 +153,17 @@ def test_every_flipped_bit_of_a_saved_state_is_noticed(
     (tmp_path / STATE).unlink()
     run_train(monkeypatch, *arguments)
     assert log_of(tmp_path)
+
+
+def test_only_a_run_is_replaced(tmp_path: Path) -> None:
+    for number, (name, text, refused) in enumerate(
+        [("model.safetensors", "", True), ("merges.txt", "", True), ("notes.txt", "", False),
+         (LOG, '{"mine": 1}', True), (LOG, '{"sha256": ""}', False), (LOG, "", True)]
+    ):  # fmt: skip
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / name).write_text(text)
+        with pytest.raises(ValueError, match="no run") if refused else nullcontext():
+            refuse_to_replace(folder, [tmp_path])
+    with pytest.raises(ValueError, match="name a new folder"):
+        refuse_to_replace(tmp_path / "0" / "..", [tmp_path])

@@ -138,6 +138,7 @@ def test_a_run_that_diverges_is_named_and_the_others_go_on(
     out, err = capsys.readouterr()
     assert len([row for row in out.splitlines() if row.startswith("|")]) == 4
     assert "none-seed-1: step 3: the loss is nan" in err
+    assert not (table_command[-1] / "table.jsonl").exists(), "what was there would be lost"
 
 
 def test_what_is_wrong_with_any_run_is_said_before_the_first(
@@ -148,6 +149,9 @@ def test_what_is_wrong_with_any_run_is_said_before_the_first(
     with pytest.raises(SystemExit):
         run_command(monkeypatch, table, *table_command, "--layers", "top", "7")
     assert "--layers 7: there are none such among 3 layers" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_command(monkeypatch, table, *table_command, "--facts", 3, 99_999_999)
+    assert "error: num_facts is 99999999, must be" in capsys.readouterr().err
 
 
 def test_a_table_reads_its_questions_once(
