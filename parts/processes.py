@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-WORLD = int(os.environ.get("WORLD_SIZE") or 1)
-RANK = int(os.environ.get("RANK") or 0) if WORLD > 1 else 0
+SAID = {name: os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK")}
+WORLD, RANK = (int(value) if value.isdigit() else 0 for value in SAID.values())
+if WORLD < 2:  # not by torchrun
+    WORLD, RANK = 1, 0
 
 
 def join(device: str) -> None:
