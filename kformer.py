@@ -443,3 +443,4 @@ if __name__ == "__main__":
     fired = model.encoder.layer[1].ffn.fact_scores  # (B, C, T, N)
     for word, score in zip(texts[0], fired[0, 0, :, 0].tolist(), strict=True):
         print(f"in layer 1 it fired {score:6.3f} at {word}")
+    print("The weights are random: the fact moves the scores, but nobody taught it where to.")

@@ -386,13 +386,14 @@ def span(layers: set[int]) -> str:
     return f"{first}-{last}" if whole else ",".join(map(str, sorted(layers)))
 
 
-def describe(folder: Path, inject: str) -> None:
+def describe(folder: Path, inject: str | None) -> None:
     """The report: kind and sizes, what went where, one sentence in tokens."""
-    model, tokenizer, report = open_folder(folder, inject=inject)
+    overrides = {} if inject is None else {"inject": inject}
+    model, tokenizer, report = open_folder(folder, **overrides)
     config = model.config
     print(
-        f"model      {config.model_type}, injection {inject}: {config.num_hidden_layers} layers, "
-        f"hidden size {config.hidden_size}, {config.num_attention_heads} heads, FFN width "
+        f"model      {config.model_type}, injection {config.inject}: {config.num_hidden_layers} "
+        f"layers, hidden size {config.hidden_size}, {config.num_attention_heads} heads, FFN width "
         f"{config.intermediate_size}, up to {config.max_tokens} tokens\n"
         f"           {sum(p.numel() for p in model.parameters()):,} parameters"
     )
@@ -411,8 +412,7 @@ def describe(folder: Path, inject: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Say what is in a checkpoint folder.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--inject", default="none", choices=VARIANTS,
-                        help="open it with this injection (default: none)")  # fmt: skip
+    parser.add_argument("--inject", choices=VARIANTS, help="(default: as in config.json)")
     args = parser.parse_args()
     describe(args.folder, args.inject)
 

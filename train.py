@@ -124,7 +124,7 @@ def resolve(args: Namespace) -> Namespace:
 def layer_numbers(text: str, depth: int) -> tuple[int, ...]:
     """ "0-2,5" -> (0, 1, 2, 5); "all"; "bottom", "middle", "top": a third of `depth` layers."""
     if not re.fullmatch(r"top|middle|bottom|all|\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", text):
-        raise ValueError(f"--layers {text}: must be a name or numbers, such as top or 0-2 or 0,2")
+        raise ValueError(f"--layers {text}: must be bottom, middle, top, all, or 2, 0-2, 0,2")
     third = max(1, depth // 3)
     names = {"bottom": (0, third), "middle": (third, depth - third), "top": (depth - third, depth)}
     if text in names or text == "all":
@@ -133,7 +133,7 @@ def layer_numbers(text: str, depth: int) -> tuple[int, ...]:
         ends = [part.split("-") for part in text.split(",")]
         numbers = {i for pair in ends for i in range(int(pair[0]), int(pair[-1]) + 1)}
     if not numbers or max(numbers) >= depth:
-        raise ValueError(f"--layers {text}: there are none such among {depth} layers")
+        raise ValueError(f"--layers {text}: the model has the layers 0 to {depth - 1}")
     return tuple(sorted(numbers))
 
 

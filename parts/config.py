@@ -76,7 +76,7 @@ def check_folder(folder: Path) -> None:
     """Raises an error that says where a checkpoint is to be had, if it isn't here."""
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"{folder}: no such folder. From the Hugging Face Hub, a model that has a "
+            f"{folder}: no such folder. A model of the Hugging Face Hub that has a "
             f"model.safetensors comes by: hf download NAME --local-dir {folder}"
         )
     if (folder / "adapter_config.json").is_file():

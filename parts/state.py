@@ -118,14 +118,14 @@ class TrainingState:
         self.best: dict[str, Tensor] = {}
         self.progress, self.replaces = Progress(), ""
         if (folder / LOG).is_file():
-            self.replaces = "a finished run of another kind, which this one replaces at its end"
+            self.replaces = "a finished run of other arguments, data or code, replaced at the end"
         if (folder / STATE).is_file():
             about, tensors = read_state(folder / STATE)
             if about["identity"]["sha256"] == run_id["sha256"]:
                 self.progress = Progress(**about["progress"])
                 self.take(tensors)
             else:
-                self.replaces = "an unfinished run of another kind, which this one replaces"
+                self.replaces = "an unfinished run of other arguments, data or code, replaced now"
         self.clock = time.perf_counter()
 
     def take(self, tensors: dict[str, Tensor]) -> None:

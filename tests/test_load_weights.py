@@ -538,7 +538,7 @@ def without(name: str) -> Callable[[Path], None]:
 
 
 BAD_FOLDERS = {
-    "bert: no such folder. From the Hugging Face Hub, a model that has a model.safetensors comes "
+    "bert: no such folder. A model of the Hugging Face Hub that has a model.safetensors comes "
     "by: hf download NAME --local-dir ": lambda f: shutil.rmtree(f),
     "config.json: no such file": lambda f: (f / "config.json").unlink(),
     "config.json: not JSON": lambda f: (f / "config.json").write_text("{"),

@@ -77,7 +77,7 @@ def test_an_interrupted_run_of_another_kind_is_not_gone_on_with(
     monkeypatch.setattr(train, "score", lambda *a: steps.append(1) or score(*a))
     run_train(monkeypatch, *arguments)
     assert len(steps) == 4, "from the first step on"
-    assert "unfinished run of another kind, which this one replaces" in capsys.readouterr().out
+    assert "unfinished run of other arguments, data or code" in capsys.readouterr().out
     assert "test_accuracy" in log_of(tmp_path / "run")[-1]
 
 

@@ -148,7 +148,7 @@ def test_what_is_wrong_with_any_run_is_said_before_the_first(
     monkeypatch.setattr(train, "train", None)
     with pytest.raises(SystemExit):
         run_command(monkeypatch, table, *table_command, "--layers", "top", "7")
-    assert "--layers 7: there are none such among 3 layers" in capsys.readouterr().err
+    assert "--layers 7: the model has the layers 0 to 2" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run_command(monkeypatch, table, *table_command, "--facts", 3, 99_999_999)
     assert "error: num_facts is 99999999, must be" in capsys.readouterr().err
