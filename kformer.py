@@ -403,9 +403,11 @@ def initialize(model: Kformer, missing: Collection[str] | None = None) -> None:
     Wv = 0: its first step is exactly the plain encoder. From scratch "attention" has Wk = Wv = 6 I:
     a mean of words is shorter than the words that it competes with in the softmax.
 
-    From scratch, attention's matrices are near I, so that a token first looks for words like itself
-    (Trockman and Kolter 2023, arXiv 2305.09828), positions are sinusoids, from which concat learns
-    what stands beside what, and segments count half. The rest is as torch draws it.
+    From scratch, words are vectors at right angles (as far as D dimensions have room for them), so
+    that the overlap of two texts counts their common words and nothing else. Attention's matrices
+    are near I, so that a token first looks for words like itself (Trockman and Kolter 2023, arXiv
+    2305.09828), positions are sinusoids, from which concat learns what stands beside what, and
+    segments count half. The rest is as torch draws it.
     """
     from_scratch, inject = missing is None, model.config.inject
     scale = 6.0 if from_scratch and inject == "attention" else 1.0
@@ -422,6 +424,9 @@ def initialize(model: Kformer, missing: Collection[str] | None = None) -> None:
                 parameter.diagonal().fill_(scale)
         elif not from_scratch:  # the pooler and the head
             parameter.normal_(std=0.02) if kind == "weight" else parameter.zero_()
+        elif module == "word_embeddings":
+            nn.init.orthogonal_(parameter)  # then each word gets the length sqrt(D)
+            parameter.mul_(sqrt(model.config.hidden_size) / parameter.norm(dim=-1, keepdim=True))
         elif module == "position_embeddings":
             parameter.copy_(sinusoids(*parameter.shape))
         elif module == "token_type_embeddings":

@@ -644,7 +644,7 @@ def test_bm25_equals_plain_loops(k1: float, b: float) -> None:
     for _ in range(30):
         facts += make_toy.make_question(drawn, "test", "plain")["knowledges"]
     index = attempt("BM25", BM25, facts, k1, b)
-    for query in ("Where is Mira's school?", "Does the owl eat owls?", "of the", ""):
+    for query in ("Who sells kites?", "Does the owl eat owls?", "of the", ""):
         expected = [bm25_in_loops(query, fact, facts, k1, b) for fact in facts]
         found = attempt("BM25.scores", index.scores, query)
         found = torch.from_numpy(found) if isinstance(found, np.ndarray) else found

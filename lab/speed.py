@@ -101,7 +101,7 @@ class Ours:
     def __init__(self, folder: Path, questions: list[Question], dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.model, tokenizer, _ = open_folder(folder, inject="none")
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, [], 5e-5), fused=True)
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, {}, 5e-5), fused=True)
         data = [encode(q, tokenizer, self.model.config) for q in questions]
         self.held_out, self.shuffled = data[:HELD_OUT], shuffled(data[HELD_OUT:], BATCH, seed=0)
 

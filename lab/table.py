@@ -22,8 +22,8 @@ from parts.processes import RANK, join
 from parts.state import alone_in
 from train import Task, describe, make_parser, prepare, resolve, run
 
-HEADINGS = ("inject   ", "layers      ", "facts", "accuracy (chance {:.1%})", "answers that flip",
-            "seconds a step", "parameters added")  # fmt: skip
+HEADINGS = ("inject   ", "layers      ", "facts", "accuracy (chance {:.1%})", "edited: follows",
+            "another: stays", "seconds a step", "parameters added")  # fmt: skip
 
 
 def runs_of(args: Namespace) -> list[Namespace]:
@@ -79,7 +79,7 @@ def summary(task: Task, args: Namespace, results: list[dict]) -> tuple[dict, lis
     layers = span(set(config.inject_layers)) if added else ""
     facts = config.num_facts if config.inject != "none" else ""
     found = [result["test_accuracy"] for result in results]
-    flips = [result["flip_rate"] for result in results if "flip_rate" in result]
+    effects = [[r[key] for r in results if key in r] for key in ("flip_rate", "locality")]
     rate = mean(result["train_questions_per_second"] for result in results)
     seconds = args.batch_size / rate if rate else 0.0
     values = {
@@ -88,9 +88,10 @@ def summary(task: Task, args: Namespace, results: list[dict]) -> tuple[dict, lis
     }  # fmt: skip
     said = args.row[1]  # "top" or "all", or numbers
     layers = f"{said} ({layers})" if said and not said[0].isdigit() else layers
-    flips = over_seeds(flips) if flips else ""
+    follow, stay = (over_seeds(values) if values else "" for values in effects)
     return values, [
-        config.inject, layers, str(facts), over_seeds(found), flips, f"{seconds:.3f}", f"{added:,}",
+        config.inject, layers, str(facts), over_seeds(found), follow, stay,
+        f"{seconds:.3f}", f"{added:,}",
     ]  # fmt: skip
 
 

@@ -40,16 +40,33 @@ def changed(q: Question, change: Callable[[list[str]], list[str]]) -> Question:
     return replace(q, facts=[change(facts) for facts in q.facts])
 
 
+def swapped(q: Question, old: str, new: str) -> Question:
+    return changed(q, lambda facts: [new if fact == old else fact for fact in facts])
+
+
 def edited(q: Question) -> Question:
     """The gold fact names another choice, and that one is now the right answer. Where each choice
     has facts of its own, that choice gets the edited one too.
     """
     old, answer = gold(q), (q.answer + 1) % len(q.choices)
     new = naming(q.choices[q.answer]).sub(lambda _: q.choices[answer], old)
-    q = changed(q, lambda facts: [new if fact == old else fact for fact in facts])
+    q = swapped(q, old, new)
     if new not in of_choice(q.facts, answer):
         q.facts[answer].insert(0, new)
     return replace(q, answer=answer)
+
+
+def edited_elsewhere(q: Question) -> Question | None:
+    """Another fact than the gold one, which names a wrong choice, names another wrong one: the
+    answer should stay. None if there is no such fact.
+    """
+    wrong = [c for i, c in enumerate(q.choices) if i != q.answer and c.strip()]
+    for fact in of_choice(q.facts, q.answer):
+        for old, new in zip(wrong, wrong[1:] + wrong[:1], strict=True):
+            other = naming(old).sub(lambda _, new=new: new, fact)
+            if fact != gold(q) and other != fact:
+                return swapped(q, fact, other)
+    return None
 
 
 def removed(q: Question) -> Question:
@@ -73,9 +90,10 @@ def measure(
     dtype: torch.dtype,
 ) -> dict[str, object]:
     """Accuracy beside chance, and over the questions that have a gold fact what the answers owe to
-    the facts: which share of the right answers follows when it's edited, the accuracy without it,
-    with the facts in another order and with those of another question added, and how often it is
-    the one that fires most.
+    the facts. Of the right answers, which share follows when it's edited (efficacy) and which share
+    stays when another fact is (locality: Meng et al. 2022, arXiv 2202.05262); the accuracy without
+    it, with the facts in another order and with those of another question added; and how often it
+    is the one that fires most.
     """
     data = [encode(q, tokenizer, model.config) for q in questions]
     chosen = predictions(model, data, dtype)
@@ -84,8 +102,10 @@ def measure(
     if not some:
         return found
     rng, others = random.Random(0), some[1:] + some[:1]
+    elsewhere = [edited_elsewhere(q) for q in some]
     versions = {
         "edited": [edited(q) for q in some],
+        "edited_elsewhere": [e or q for e, q in zip(elsewhere, some, strict=True)],
         "removed": [removed(q) for q in some],
         "shuffled": [changed(q, lambda facts: rng.sample(facts, len(facts))) for q in some],
         "added": [with_facts_of(q, other) for q, other in zip(some, others, strict=True)],
@@ -97,6 +117,9 @@ def measure(
     before = [c == q.answer for c, q in zip(chosen, questions, strict=True) if gold(q)]
     follow = [now for was, now in zip(before, right["edited"], strict=True) if was]
     found |= {"flip_rate": sum(follow) / max(1, len(follow)), "gold_facts": len(some)}
+    stay = zip(before, right["edited_elsewhere"], elsewhere, strict=True)
+    if stay := [now for was, now, e in stay if was and e]:
+        found["locality"] = mean(stay)
     found |= {f"{name}_accuracy": mean(right[name]) for name in ("removed", "shuffled", "added")}
     return found | {"gold_fires_most": gold_fires_most(model, tokenizer, some, dtype)}
 
@@ -114,6 +137,8 @@ def lines_of_report(name: str, count: int, result: dict) -> Iterator[str]:
             f"edited    {result['flip_rate']:.1%} of right answers follow when the gold fact names "
             f"another choice ({result['gold_facts']:,} questions have one)"
         )
+        if "locality" in result:
+            yield f"          {result['locality']:.1%} of them stay when another fact is edited"
         yield (
             f"          right without the gold fact: {result['removed_accuracy']:.1%}; with facts "
             f"shuffled: {result['shuffled_accuracy']:.1%}; with unrelated ones added: "

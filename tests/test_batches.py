@@ -45,12 +45,12 @@ def test_roberta_gets_the_text_of_the_release() -> None:
 
 def test_too_long_a_question_loses_its_beginning_never_the_choice() -> None:
     tokenizer = load_tokenizer(HERE / "data" / "toy")
-    question = Question("red " * 50, "hat ?", ["Norwick", "Oakham"], 0, [["red " * 50]])
+    question = Question("kites " * 50, "sells ?", ["Mira", "Hugo"], 0, [["kites " * 50]])
     short = replace(TINY, max_position_embeddings=8)
     encoded = batches.encode(question, tokenizer, short)
-    assert tokenizer.decode(encoded.input_ids[1]) == "[CLS] red red hat ? [SEP] oakham [SEP]"
+    assert tokenizer.decode(encoded.input_ids[1]) == "[CLS] kites kites sells ? [SEP] hugo [SEP]"
     assert encoded.shortened
-    question.context = "red red"
+    question.context = "kites kites"
     assert batches.encode(question, tokenizer, short).input_ids == encoded.input_ids
     assert not batches.encode(question, tokenizer, short).shortened
 

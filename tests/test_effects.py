@@ -89,15 +89,37 @@ def test_the_effects_are_those_of_the_changes_they_name(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(effects, "predictions", predictions)
     facts = [["w5 w8", "w6", "w7", "w10"], ["w11 w8", "w12", "w13"]]
-    questions = [Question("", "w5", ["w8", "w9"], 0, [f]) for f in facts]
+    questions = [Question("", "w5", ["w8", "w9", "w10"], 0, [f]) for f in facts]
     effects.measure(tiny("none"), tiny_tokenizer(), questions, torch.float32)
-    plain, edited, removed, shuffled, added = seen
+    plain, edited, elsewhere, removed, shuffled, added = seen
     assert plain == facts
     assert edited == [["w5 w9", *facts[0][1:]], ["w11 w9", *facts[1][1:]]]
+    assert elsewhere == [[*facts[0][:3], "w9"], facts[1]]
     assert removed == [facts[0][1:], facts[1][1:]]
     assert shuffled != facts
     assert [sorted(f) for f in shuffled] == [sorted(f) for f in facts]
     assert added == [facts[0] + facts[1], facts[1] + facts[0]]
+
+
+@pytest.mark.parametrize(("stubborn", "locality"), [(True, 1.0), (False, 0.0)])
+def test_locality_is_the_share_that_stays_where_another_fact_was_edited(
+    stubborn: bool, locality: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against a reader of the gold fact, and one who changes its mind whenever w9 is there."""
+
+    def predictions(_: object, data: list[batches.Encoded], dtype: torch.dtype) -> list[int]:
+        w9 = tiny_tokenizer().encode("w9")
+        return [0 if stubborn or w9 not in q.fact_ids[0] else 2 for q in data]
+
+    monkeypatch.setattr(effects, "predictions", predictions)
+    choices = ["w8", "w9", "w10"]
+    questions = [
+        Question("", "w5", choices, 0, [["w5 w8", "w10"]]),  # becomes "w9"
+        Question("", "w5", choices, 0, [["w5 w8", "w6"]]),  # nothing to edit
+        Question("", "w5", choices, 1, [["w5 w9", "w10"]]),  # wrong before
+    ]
+    found = effects.measure(tiny("none"), tiny_tokenizer(), questions, torch.float32)
+    assert found["locality"] == locality
 
 
 @pytest.mark.parametrize("inject", ["attention", "ffn"])

@@ -1,15 +1,21 @@
 """Commands for a saved run."""
 
 import json
+import random
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
 
-from lab import look, measure, predict
-from load_weights import load_pretrained
+from lab import crowd, look, measure, predict, silence
+from load_weights import load_pretrained, load_tokenizer
+from parts.batches import accuracy, encode
+from parts.effects import removed
 from parts.inside import answers
 from parts.questions import read_questions
+from parts.retrieval import words
+from test_kformer import HERE, tiny
 from tests.common import log_of, run_command, run_train
 
 
@@ -74,3 +80,60 @@ def test_a_checkpoint_from_elsewhere_needs_a_file_of_questions(
     assert "name a file of questions" in capsys.readouterr().err
     run_command(monkeypatch, look, bare, small_world / "valid.jsonl", "--show", 1)
     assert "Question 1:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("inject", ["attention", "ffn"])
+def test_a_fact_silenced_in_all_layers_is_as_good_as_removed(inject: str) -> None:
+    tokenizer = load_tokenizer(HERE / "data" / "toy")
+    questions = read_questions(HERE / "data" / "toy" / "test.jsonl")
+    model = tiny(inject, vocab_size=len(tokenizer.vocab), inject_layers=(0, 2), num_facts=4).float()
+    with torch.no_grad():
+        for layer in (0, 2):  # so that a random model minds its facts
+            model.encoder.layer[layer].Wk.weight.mul_(3)
+            model.encoder.layer[layer].Wv.weight.mul_(3)
+
+    def with_silence(*layers: int) -> float:
+        return silence.accuracy_silenced(model, tokenizer, questions, layers, torch.float32)
+
+    def plain(questions: list) -> float:
+        data = [encode(q, tokenizer, model.config) for q in questions]
+        return accuracy(model, data, torch.float32)
+
+    assert with_silence(0, 2) == plain([removed(q) for q in questions])
+    assert with_silence() == plain(questions), "and afterwards nothing is silent any more"
+    assert len({with_silence(), with_silence(0), with_silence(2), with_silence(0, 2)}) == 4
+
+
+def test_silencing_is_a_table_over_seeds(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    run_command(monkeypatch, silence, saved, saved)
+    said = capsys.readouterr().out
+    for row in ("no layer", "layer 1", "layer 2", "layer 1,2"):
+        assert f"| {row} | " in said
+    assert said.count("± 0.0 %") == 4
+
+
+def test_a_crowd_is_unrelated_to_the_question() -> None:
+    folder, rng = HERE / "data" / "toy", random.Random(0)
+    facts = sorted({f for q in read_questions(folder / "train.jsonl") for f in q.facts[0]})
+    for q in read_questions(folder / "test.jsonl")[:20]:
+        many = crowd.crowded(q, facts, 1000, rng).facts[0]
+        assert len(many) == len(set(many)) == 1000
+        added = set(many) - set(q.facts[0])
+        assert len(added) == 996
+        own = {word for fact in q.facts[0] for word in words(fact)}
+        assert not own & {word for fact in added for word in words(fact)}
+
+
+def test_the_crowd_is_a_table_and_a_drawing(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(crowd, "COUNTS", (4, 6))
+    run_command(monkeypatch, crowd, saved, "--svg", tmp_path / "new" / "crowd.svg")
+    said = capsys.readouterr().out
+    assert "| facts | ffn (chance 25.0%) |" in said
+    assert "| 6 | " in said
+    svg = ElementTree.parse(tmp_path / "new" / "crowd.svg").getroot()
+    [curve] = svg.findall("{http://www.w3.org/2000/svg}polyline")
+    assert len(curve.get("points").split()) == 2

@@ -54,8 +54,8 @@ def test_a_table_has_a_row_for_each_setting(
         assert abs(float(cells[3].split()[2]) - deviation) <= 0.051
         assert abs(100 * row["mean"] - mean) < 1e-9
         assert cells[:3] == ([inject, "", ""] if inject == "none" else ["ffn", "all (0-2)", "5"])
-    added = 228 * 16 + 3 * 2 * (16 * 16 + 16)  # a table of fact embeddings; Wk, Wv and biases
-    assert lines[3].split("|")[7].strip() == f"{added:,}"
+    added = 64 * 16 + 3 * 2 * (16 * 16 + 16)  # a table of fact embeddings; Wk, Wv and biases
+    assert lines[3].split("|")[8].strip() == f"{added:,}"
     assert "chance 25.0%" in lines[0]
 
 

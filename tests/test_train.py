@@ -28,13 +28,13 @@ from tests.common import OWL, interrupt, log_of, run_command, run_train, write_l
 
 def test_the_groups_of_parameters_have_their_rates_and_decay() -> None:
     model = tiny("ffn")
-    new = ["classifier.weight", "classifier.bias"]
-    groups = train.parameter_groups(model, new, lr=1.0)
+    rates = {"classifier.weight": 10.0, "classifier.bias": 10.0, "pooler.weight": 0.1}
+    groups = train.parameter_groups(model, rates, lr=1.0)
     found = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
         decay = 0.0 if name.endswith(("bias", "norm.weight")) else 0.01
-        assert found[id(parameter)] == (10.0 if name in new else 1.0, decay), name
+        assert found[id(parameter)] == (rates.get(name, 1.0), decay), name
 
 
 def read_and_encode(path: Path, *args: object) -> list[batches.Encoded]:
@@ -236,17 +236,16 @@ def test_a_checkpoint_public_questions_and_a_file_of_facts(
 def test_what_a_checkpoint_lacks_is_what_learns_faster(
     own_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    groups, seen = train.parameter_groups, []
+    groups, seen = train.parameter_groups, {}
 
-    def spy(model: nn.Module, new: list[str], lr: float) -> list[dict]:
-        seen.extend(new)
-        return groups(model, new, lr)
+    def spy(model: nn.Module, rates: dict[str, float], lr: float) -> list[dict]:
+        seen.update(rates)
+        return groups(model, rates, lr)
 
     monkeypatch.setattr(train, "parameter_groups", spy)
     arguments = ["--data", own_data, "--checkpoint", REFERENCE / "bert", "--out", own_data / "run"]
     run_train(monkeypatch, *arguments, "--steps", 1)
-    assert "fact_embeddings.weight" in seen
-    assert "encoder.layer.2.Wv.weight" in seen
+    assert seen["fact_embeddings.weight"] == seen["encoder.layer.2.Wv.weight"] == 10.0
     assert "classifier.weight" not in seen, "the folder brings a head"
 
 
@@ -355,4 +354,4 @@ def test_a_world_is_checked_as_a_checkpoint_is(
     (world / "config.json").write_text(json.dumps(config | {"vocab_size": 20}))
     with pytest.raises(SystemExit):
         run_train(monkeypatch, *arguments)
-    assert "the vocabulary has 228 tokens, but vocab_size" in capsys.readouterr().err
+    assert "the vocabulary has 64 tokens, but vocab_size" in capsys.readouterr().err

@@ -1,0 +1,88 @@
+"""In which layer is the answer made? The gold fact silenced in some of the injected layers.
+
+    python -m lab.silence runs/ffn-seed-0 runs/ffn-seed-1
+
+Silenced in a layer, a fact is an empty slot there and does what it did in the others. What fires
+most may have nothing to do with the answer; what is missed when it's gone has.
+"""
+
+import argparse
+from argparse import Namespace
+from itertools import combinations
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kformer import KformerForMultipleChoice
+from lab.saved import open_saved
+from lab.table import over_seeds
+from load_weights import span
+from parts.batches import by_length, chance, encode, score
+from parts.command import command
+from parts.effects import gold
+from parts.questions import Question
+from parts.tokenizer import Tokenizer
+
+
+@torch.inference_mode()
+def accuracy_silenced(
+    model: KformerForMultipleChoice,
+    tokenizer: Tokenizer,
+    questions: list[Question],
+    layers: tuple[int, ...],
+    dtype: torch.dtype,
+) -> float:
+    """The accuracy with the gold fact silenced in these layers; every question must have one."""
+    model.eval()
+    data = [encode(q, tokenizer, model.config) for q in questions]
+    gold_ids = [tokenizer.encode(gold(q)) for q in questions]
+    places: list[int] = []  # of the questions in the batch
+
+    def silence(block: torch.nn.Module, inputs: tuple) -> tuple:
+        x, context, mask, (F, fact_mask) = inputs
+        return x, context, mask, (F, fact_mask & ~is_gold(model.kept_facts))
+
+    def is_gold(kept: Tensor) -> Tensor:  # (B, 1 or C, N, L) -> (B, 1 or C, N)
+        length, pad = kept.shape[-1], model.config.pad_token_id
+        rows = [(gold_ids[i] + [pad] * length)[:length] for i in places]
+        return (kept == kept.new_tensor(rows)[:, None, None]).all(-1)
+
+    hooks = [model.encoder.layer[i].register_forward_pre_hook(silence) for i in layers]
+    right = 0
+    for places in by_length(data, model.classifier.weight.device):
+        scores, answers = score(model, [data[i] for i in places], dtype)
+        right += int((scores.argmax(-1) == answers).sum())
+    for hook in hooks:
+        hook.remove()
+    return right / len(data)
+
+
+@command()
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Silence the gold fact in one injected layer, in another, in all of them."
+    )
+    parser.add_argument("runs", type=Path, nargs="+",
+                        help="folders that train.py saved: seeds of one method")  # fmt: skip
+    found: dict[tuple[int, ...], list[float]] = {}
+    for run in parser.parse_args().runs:
+        saved = Namespace(run=run, questions=None, retrieve=None)
+        model, tokenizer, questions, dtype = open_saved(saved, answers_needed=True)
+        injected = model.config.inject_layers
+        if model.config.inject not in ("attention", "ffn"):
+            raise ValueError(f"{run}: no layer has facts, --inject was {model.config.inject}")
+        questions = [q for q in questions if gold(q)]
+        for count in sorted({0, 1, len(injected) - 1, len(injected)}):
+            for layers in combinations(injected, count):
+                accuracy = accuracy_silenced(model, tokenizer, questions, layers, dtype)
+                found.setdefault(layers, []).append(accuracy)
+    least = chance([encode(q, tokenizer, model.config) for q in questions])
+    print(f"| gold fact silenced in | accuracy (chance {least:.1%}) |\n| --- | --- |")
+    for layers, values in found.items():
+        where = f"layer {span(set(layers))}" if layers else "no layer"
+        print(f"| {where} | {over_seeds(values)} |")
+
+
+if __name__ == "__main__":
+    main()
