@@ -399,9 +399,10 @@ def initialize(model: Kformer, missing: Collection[str] | None = None) -> None:
 
     The release draws all from N(0, 0.02), as BERT does. A fact's key then has nothing to do with
     its words, and facts are hardly used (docs/results.md has the figures). So here the fact table
-    starts as the word table, and Wk = Wv = I, but for two cases. After a checkpoint "ffn" has
-    Wv = 0: its first step is exactly the plain encoder. From scratch "attention" has Wk = Wv = 6 I:
-    a mean of words is shorter than the words that it competes with in the softmax.
+    starts as the word table, and Wk = Wv = I, but for three cases. From scratch "attention" has
+    Wk = Wv = 6 I: a mean of words is shorter than the words that it competes with in the softmax.
+    And "ffn" has for Wv the share of its layer in I, since what its layers add is a sum; after a
+    checkpoint it has Wv = 0: its first step is exactly the plain encoder.
 
     From scratch, words are vectors at right angles (as far as D dimensions have room for them), so
     that the overlap of two texts counts their common words and nothing else. Attention's matrices
@@ -410,18 +411,21 @@ def initialize(model: Kformer, missing: Collection[str] | None = None) -> None:
     segments count half. The rest is as torch draws it.
     """
     from_scratch, inject = missing is None, model.config.inject
-    scale = 6.0 if from_scratch and inject == "attention" else 1.0
+    start = {"Wk": 1.0, "Wv": 1.0}  # on the diagonal
+    if inject == "attention" and from_scratch:
+        start = {"Wk": 6.0, "Wv": 6.0}
+    if inject == "ffn":
+        start["Wv"] = 1 / max(1, len(model.config.inject_layers)) if from_scratch else 0.0
     for name, parameter in model.named_parameters():
         module, kind = name.split(".")[-2:]
         if not from_scratch and name not in missing:
             continue
         if module == "fact_embeddings":
             parameter.copy_(model.embeddings.word_embeddings.weight)
-        elif module in ("Wk", "Wv"):
+        elif module in start:
             parameter.zero_()
-            stays_zero = module == "Wv" and inject == "ffn" and not from_scratch
-            if kind == "weight" and not stays_zero:
-                parameter.diagonal().fill_(scale)
+            if kind == "weight":
+                parameter.diagonal().fill_(start[module])
         elif not from_scratch:  # the pooler and the head
             parameter.normal_(std=0.02) if kind == "weight" else parameter.zero_()
         elif module == "word_embeddings":

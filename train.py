@@ -252,8 +252,8 @@ def parameter_groups(
 
 
 def lr_share(step: int, steps: int) -> float:
-    """The share of the full learning rate: up in the first twentieth, then down to 0, linearly."""
-    warmup = max(1, steps // 20)
+    """The share of the full learning rate: up in the first fifth, then down to 0, linearly."""
+    warmup = max(1, steps // 5)
     return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
 
 
