@@ -85,7 +85,7 @@ def make_parser(several: bool = False) -> argparse.ArgumentParser:
     add("--steps", type=positive, metavar="N",
         help="batches to train on (default: 700, with a checkpoint four epochs)")
     add("--batch-size", type=positive, default=32, help="questions in a batch (default: 32)")
-    add("--lr", type=float, help="learning rate (default: 2e-3, with a checkpoint 5e-5)")
+    add("--lr", type=float, help="learning rate (default: 1e-3, with a checkpoint 5e-5)")
     add("--seed", type=int, default=[0] if several else 0, metavar="N", **more,
         help="of the weights and the order (default: 0)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"),
@@ -113,7 +113,7 @@ def resolve(args: Namespace) -> Namespace:
         args.layers = layer_numbers(args.layers, config.num_hidden_layers)
     args.facts = args.facts or config.num_facts
     load_config(folder, inject=args.inject, num_facts=args.facts)
-    args.lr = args.lr or (5e-5 if args.checkpoint else 2e-3)
+    args.lr = args.lr or (5e-5 if args.checkpoint else 1e-3)
     chosen = args.dtype and getattr(torch, args.dtype)
     args.dtype = chosen or default_dtype(config.hidden_size, args.device)
     args.out = args.out or Path("runs", f"{args.inject}-seed-{args.seed}")
