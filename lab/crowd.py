@@ -48,11 +48,11 @@ def drawing(curves: dict[str, list[float]], least: float) -> Iterator[str]:
     yield '     font-family="DejaVu Sans, Verdana, Helvetica, Arial, sans-serif" font-size="14">'
     yield "  <title>Accuracy over the number of facts in a question, for each method</title>"
     yield '  <rect width="620" height="330" rx="12" fill="#ffffff"/>'
-    yield f'  <path d="M70 {y(least):.0f} H500" stroke="#57606a" stroke-dasharray="4 4"/>'
-    yield f'  <text x="510" y="{y(least) + 5:.0f}" fill="#57606a">chance</text>'
     for share in (0, 0.25, 0.5, 0.75, 1):
         yield f'  <path d="M70 {y(share):.0f} H500" stroke="#d8dee4"/>'
         yield f'  <text x="60" y="{y(share) + 5:.0f}" text-anchor="end">{share:.0%}</text>'
+    yield f'  <path d="M70 {y(least):.0f} H500" stroke="#57606a" stroke-dasharray="4 4"/>'
+    yield f'  <text x="510" y="{y(least) + 5:.0f}" fill="#57606a">chance</text>'
     for count in COUNTS:
         yield f'  <text x="{x(count):.0f}" y="292" text-anchor="middle">{count:,}</text>'
     yield '  <text x="285" y="316" text-anchor="middle">facts, of which four are about it</text>'
