@@ -288,7 +288,7 @@ def test_two_runs_of_a_seed_are_alike_and_another_seed_is_not(
 def test_the_best_state_is_kept_and_measured_without_dropout(
     dropout_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows, saved = train_a_little(monkeypatch, dropout_world, tmp_path / "run", 0, lr=0.03)
+    rows, saved = train_a_little(monkeypatch, dropout_world, tmp_path / "run", 3, lr=0.03)
     *rows, last = rows
     found = [row["valid_accuracy"] for row in rows]
     assert found[-1] < max(found), "the case is of use only if the last state isn't the best"
