@@ -192,7 +192,7 @@ def prepare(args: Namespace, say: Callable[[str], None] = print) -> Task:
     else:
         config, tokenizer = open_config(folder, **fields)
         model = KformerForMultipleChoice(config)
-        # At the full rate its tanh saturates within a hundred steps, and concat stays at chance.
+        # At the full rate its tanh saturates within a hundred steps, and concat dies more often.
         rates = {"pooler.weight": 0.1, "pooler.bias": 0.1}
     candidates = None if args.inject == "none" else args.retrieve or args.facts
     questions, data = read_data(args.data, folder, candidates, always=args.retrieve is not None)
