@@ -22,7 +22,7 @@ from parts.questions import Question, read_questions
 from parts.retrieval import words
 
 COUNTS = (4, 20, 100, 1000)
-COLOURS = {"concat": "#9a3f00", "attention": "#0550ae", "ffn": "#116329"}
+COLOURS = {"none": "#57606a", "concat": "#9a3f00", "attention": "#0550ae", "ffn": "#116329"}
 
 
 def crowded(q: Question, facts: list[str], count: int, rng: random.Random) -> Question:
@@ -73,6 +73,10 @@ def main() -> None:
     add("runs", type=Path, nargs="+", help="folders that train.py saved, of any methods and seeds")
     add("--svg", type=Path, metavar="FILE", help="draw the figure (default: a table alone)")
     args, found = parser.parse_args(), {}
+    if args.svg:
+        if args.svg.suffix != ".svg":
+            raise ValueError(f"--svg {args.svg}: the name must end in .svg")
+        args.svg.parent.mkdir(parents=True, exist_ok=True)
     for run in args.runs:
         saved = Namespace(run=run, questions=None, retrieve=None)
         model, tokenizer, questions, dtype = open_saved(saved, answers_needed=True)
@@ -91,7 +95,6 @@ def main() -> None:
         print(f"| {count:,} | " + " | ".join(over_seeds(f[count]) for f in found.values()) + " |")
     if args.svg:
         curves = {name: [mean(f[count]) for count in COUNTS] for name, f in found.items()}
-        args.svg.parent.mkdir(parents=True, exist_ok=True)
         args.svg.write_text("\n".join([*drawing(curves, least), ""]), encoding="utf-8")
 
 

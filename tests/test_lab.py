@@ -137,3 +137,6 @@ def test_the_crowd_is_a_table_and_a_drawing(
     svg = ElementTree.parse(tmp_path / "new" / "crowd.svg").getroot()
     [curve] = svg.findall("{http://www.w3.org/2000/svg}polyline")
     assert len(curve.get("points").split()) == 2
+    with pytest.raises(SystemExit):
+        run_command(monkeypatch, crowd, saved, "--svg", tmp_path / "test.jsonl")
+    assert "must end in .svg" in capsys.readouterr().err
