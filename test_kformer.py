@@ -538,6 +538,29 @@ def test_gradcheck(inject: str) -> None:
     assert torch.autograd.gradcheck(scores, values, fast_mode=True)
 
 
+def test_words_start_at_right_angles_where_there_is_room() -> None:
+    """So that the overlap of two texts counts their common words."""
+    words = Kformer(KformerConfig(16, 16, 2, 2)).embeddings.word_embeddings.weight
+    assert torch.allclose(words @ words.T, 16 * torch.eye(16), atol=1e-4)
+    many = Kformer(KformerConfig(40, 16, 2, 2)).embeddings.word_embeddings.weight
+    assert torch.allclose(many.norm(dim=-1), torch.full((40,), 4.0), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("inject", "layers", "Wk", "Wv"),
+    [("ffn", (1,), 1, 1), ("ffn", (0, 1, 2, 3), 1, 0.25), ("attention", (0, 1), 6, 6)],
+)
+def test_wk_and_wv_from_scratch(inject: str, layers: tuple, Wk: float, Wv: float) -> None:
+    """What the layers of ffn add is a sum, in which each has its share."""
+    model = Kformer(KformerConfig(40, 16, 4, 2, inject=inject, inject_layers=layers))
+    for layer in layers:
+        block = model.encoder.layer[layer]
+        assert torch.equal(block.Wk.weight, Wk * torch.eye(16))
+        assert torch.equal(block.Wv.weight, Wv * torch.eye(16))
+        assert not block.Wk.bias.any()
+        assert not block.Wv.bias.any()
+
+
 def test_fact_embeddings_start_as_a_copy_with_a_life_of_its_own() -> None:
     model = Kformer(replace(TINY, inject="ffn"))
     words, facts = model.embeddings.word_embeddings.weight, model.fact_embeddings.weight
