@@ -72,20 +72,19 @@ def make_question(rng: random.Random, split: str, level: str) -> dict:
     people = [PEOPLE[i] for i in rng.sample(owners(asked, split), 4)]
     pairs = [(right, asked), (other, asked), (right, peer), (other, peer)]
     said = VERBS if level == "reworded" else {verb: verb for verb in VERBS}
-    facts = [
-        f"{who} {said[verb]} {THINGS[thing]}."
+    told = [  # for each pair the facts that belong together
+        [f"{who} {said[verb]} {THINGS[thing]}."]
         for who, (verb, thing) in zip(people, pairs, strict=True)
     ]
     question, choices = f"Who {right} {THINGS[asked]}?", people
     if level == "two-hops":
         question = f"Who knows the one who {right} {THINGS[asked]}?"
         choices = rng.sample([who for who in PEOPLE if who not in people], 4)
-        links = [f"{a} knows {b}." for a, b in zip(choices, people, strict=True)]
-        facts = [f"{fact} {link}" for fact, link in zip(facts, links, strict=True)]
+        for facts, knows, who in zip(told, choices, people, strict=True):
+            facts.append(f"{knows} knows {who}.")
     if split == "train":
-        facts = facts[:1] + rng.sample(facts[1:], rng.randrange(4))
-    if level == "two-hops":
-        facts = [f"{part}." for fact in facts for part in fact.removesuffix(".").split(". ")]
+        told = told[:1] + rng.sample(told[1:], rng.randrange(4))
+    facts = [fact for together in told for fact in together]
     if level == "crowd":
         facts += unrelated_facts(rng, {right, other}, {asked, peer}, split)
     if level == "control":

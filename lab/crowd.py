@@ -7,8 +7,8 @@ The facts that are added come from training questions and share no word with the
 
 import argparse
 import random
-from argparse import Namespace
 from collections.abc import Iterator
+from functools import cache
 from math import log10
 from pathlib import Path
 from statistics import mean
@@ -25,13 +25,21 @@ COUNTS = (4, 20, 100, 1000)
 COLOURS = {"none": "#57606a", "concat": "#9a3f00", "attention": "#0550ae", "ffn": "#116329"}
 
 
-def crowded(q: Question, facts: list[str], count: int, rng: random.Random) -> Question:
+@cache  # runs of the same data share them
+def training_facts(path: Path) -> dict[str, set[str]]:
+    """Every fact of a file of questions, with its words."""
+    facts = {fact for q in read_questions(path) for fact in q.facts[0]}
+    return {fact: set(words(fact)) for fact in sorted(facts)}
+
+
+def crowded(q: Question, facts: dict[str, set[str]], count: int, rng: random.Random) -> Question:
     """The question with unrelated facts among its own, `count` in all."""
     own = {word for fact in q.facts[0] for word in words(fact)}
-    unrelated = [fact for fact in facts if own.isdisjoint(words(fact))]
-    if len(unrelated) < count - len(q.facts[0]):
+    unrelated = [fact for fact, its_words in facts.items() if own.isdisjoint(its_words)]
+    missing = max(0, count - len(q.facts[0]))
+    if len(unrelated) < missing:
         raise ValueError(f'"{q.question}": only {len(unrelated):,} facts are unrelated to it')
-    added = rng.sample(unrelated, max(0, count - len(q.facts[0])))
+    added = rng.sample(unrelated, missing)
     return changed(q, lambda own: rng.sample(own + added, len(own) + len(added)))
 
 
@@ -78,10 +86,8 @@ def main() -> None:
             raise ValueError(f"--svg {args.svg}: the name must end in .svg")
         args.svg.parent.mkdir(parents=True, exist_ok=True)
     for run in args.runs:
-        saved = Namespace(run=run, questions=None, retrieve=None)
-        model, tokenizer, questions, dtype = open_saved(saved, answers_needed=True)
-        training = read_questions(Path(run_arguments(run)["data"], "train.jsonl"))
-        facts = sorted({fact for q in training for fact in q.facts[0]})
+        model, tokenizer, questions, dtype = open_saved(run, answers_needed=True)
+        facts = training_facts(Path(run_arguments(run)["data"], "train.jsonl"))
         for count in COUNTS:
             rng, model.config.num_facts = random.Random(count), count
             some = [crowded(q, facts, count, rng) for q in questions[:300]]

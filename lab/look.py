@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument("--show", type=positive, default=3, metavar="N",
                         help="the first N questions (default: 3)")  # fmt: skip
     args = parser.parse_args()
-    model, tokenizer, questions, dtype = open_saved(args)
+    model, tokenizer, questions, dtype = open_saved(args.run, args.questions, args.retrieve)
     for number, q in enumerate(questions[: args.show], 1):
         print(f"\nQuestion {number}:", *show(model, tokenizer, q, dtype), sep="\n")
 

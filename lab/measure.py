@@ -11,7 +11,9 @@ from parts.effects import lines_of_report, measure
 @command()
 def main() -> None:
     args = make_parser("Measure a saved run on questions whose answers are known.").parse_args()
-    model, tokenizer, questions, dtype = open_saved(args, answers_needed=True)
+    model, tokenizer, questions, dtype = open_saved(
+        args.run, args.questions, args.retrieve, answers_needed=True
+    )
     result = measure(model, tokenizer, questions, dtype)
     print(*lines_of_report("test", len(questions), result), sep="\n")
 

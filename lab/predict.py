@@ -27,7 +27,7 @@ def main() -> None:
                         help="a new file for the answers")  # fmt: skip
     args = parser.parse_args()
     check_new(args.out)
-    model, tokenizer, questions, dtype = open_saved(args)
+    model, tokenizer, questions, dtype = open_saved(args.run, args.questions, args.retrieve)
     lines = []
     found = answers(model, tokenizer, questions, dtype)
     for q, (probabilities, facts) in zip(questions, found, strict=True):

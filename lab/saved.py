@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from argparse import Namespace
 from pathlib import Path
 
 import torch
@@ -29,23 +28,26 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 
 
 def open_saved(
-    args: Namespace, answers_needed: bool = False
+    run: Path,
+    questions: Path | None = None,
+    retrieve: int | None = None,
+    answers_needed: bool = False,
 ) -> tuple[KformerForMultipleChoice, Tokenizer, list[Question], torch.dtype]:
     """The model, its tokenizer, the questions with their facts, and the dtype of products."""
-    model, tokenizer, _ = open_folder(args.run)
+    model, tokenizer, _ = open_folder(run)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
-    past = run_arguments(args.run)
-    if args.questions is None and not past:
-        raise ValueError(f"{args.run} is no run of train.py: name a file of questions")
-    path = args.questions or Path(past["data"], "test.jsonl")
-    retrieve = args.retrieve or past.get("retrieve")
-    questions = read_questions(path, answers_needed)
-    bare = [q for q in questions if retrieve or not any(q.facts)]
+    past = run_arguments(run)
+    if questions is None and not past:
+        raise ValueError(f"{run} is no run of train.py: name a file of questions")
+    path = questions or Path(past["data"], "test.jsonl")
+    retrieve = retrieve or past.get("retrieve")
+    found = read_questions(path, answers_needed)
+    bare = [q for q in found if retrieve or not any(q.facts)]
     if bare and model.config.inject != "none":
         facts_path, candidates = path.with_name("facts.txt"), retrieve or model.config.num_facts
         print(f"facts     {look_up(bare, facts_path, candidates)}")
-    return model, tokenizer, questions, default_dtype(model.config.hidden_size, device)
+    return model, tokenizer, found, default_dtype(model.config.hidden_size, device)
 
 
 def run_arguments(folder: Path) -> dict:

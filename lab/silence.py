@@ -7,46 +7,39 @@ most may have nothing to do with the answer; what is missed when it's gone has.
 """
 
 import argparse
-from argparse import Namespace
 from itertools import combinations
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from kformer import KformerForMultipleChoice
 from lab.saved import open_saved
 from lab.table import over_seeds
 from load_weights import span
-from parts.batches import by_length, chance, encode, score
+from parts.batches import Encoded, by_length, chance, encode, score
 from parts.command import command
-from parts.effects import gold
-from parts.questions import Question
-from parts.tokenizer import Tokenizer
+from parts.effects import gold, is_gold
 
 
 @torch.inference_mode()
 def accuracy_silenced(
     model: KformerForMultipleChoice,
-    tokenizer: Tokenizer,
-    questions: list[Question],
+    data: list[Encoded],
+    gold_ids: list[list[int]],
     layers: tuple[int, ...],
     dtype: torch.dtype,
 ) -> float:
-    """The accuracy with the gold fact silenced in these layers; every question must have one."""
+    """The accuracy with the gold fact of each question, whose ids are given, silenced in these
+    layers.
+    """
     model.eval()
-    data = [encode(q, tokenizer, model.config) for q in questions]
-    gold_ids = [tokenizer.encode(gold(q)) for q in questions]
     places: list[int] = []  # of the questions in the batch
 
-    def silence(block: torch.nn.Module, inputs: tuple) -> tuple:
+    def silence(block: nn.Module, inputs: tuple) -> tuple:
         x, context, mask, (F, fact_mask) = inputs
-        return x, context, mask, (F, fact_mask & ~is_gold(model.kept_facts))
-
-    def is_gold(kept: Tensor) -> Tensor:  # (B, 1 or C, N, L) -> (B, 1 or C, N)
-        length, pad = kept.shape[-1], model.config.pad_token_id
-        rows = [(gold_ids[i] + [pad] * length)[:length] for i in places]
-        return (kept == kept.new_tensor(rows)[:, None, None]).all(-1)
+        golden = is_gold(model, [gold_ids[i] for i in places])
+        return x, context, mask, (F, fact_mask & ~golden)
 
     hooks = [model.encoder.layer[i].register_forward_pre_hook(silence) for i in layers]
     right = 0
@@ -67,18 +60,18 @@ def main() -> None:
                         help="folders that train.py saved: seeds of one method")  # fmt: skip
     found: dict[tuple[int, ...], list[float]] = {}
     for run in parser.parse_args().runs:
-        saved = Namespace(run=run, questions=None, retrieve=None)
-        model, tokenizer, questions, dtype = open_saved(saved, answers_needed=True)
+        model, tokenizer, questions, dtype = open_saved(run, answers_needed=True)
         injected = model.config.inject_layers
         if model.config.inject not in ("attention", "ffn"):
             raise ValueError(f"{run}: no layer has facts, --inject was {model.config.inject}")
         questions = [q for q in questions if gold(q)]
+        data = [encode(q, tokenizer, model.config) for q in questions]
+        gold_ids = [tokenizer.encode(gold(q)) for q in questions]
         for count in sorted({0, 1, len(injected) - 1, len(injected)}):
             for layers in combinations(injected, count):
-                accuracy = accuracy_silenced(model, tokenizer, questions, layers, dtype)
+                accuracy = accuracy_silenced(model, data, gold_ids, layers, dtype)
                 found.setdefault(layers, []).append(accuracy)
-    least = chance([encode(q, tokenizer, model.config) for q in questions])
-    print(f"| gold fact silenced in | accuracy (chance {least:.1%}) |\n| --- | --- |")
+    print(f"| gold fact silenced in | accuracy (chance {chance(data):.1%}) |\n| --- | --- |")
     for layers, values in found.items():
         where = f"layer {span(set(layers))}" if layers else "no layer"
         print(f"| {where} | {over_seeds(values)} |")

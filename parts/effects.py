@@ -8,13 +8,15 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import product
 from statistics import mean
 
 import torch
+from torch import Tensor
 
 from kformer import KformerForMultipleChoice
 from parts.batches import chance, encode, predictions, scored, share_right
-from parts.inside import fact_scores, without
+from parts.inside import fact_scores
 from parts.processes import add_up
 from parts.questions import Question, of_choice
 from parts.tokenizer import Tokenizer
@@ -61,11 +63,12 @@ def edited_elsewhere(q: Question) -> Question | None:
     answer should stay. None if there is no such fact.
     """
     wrong = [c for i, c in enumerate(q.choices) if i != q.answer and c.strip()]
-    for fact in of_choice(q.facts, q.answer):
-        for old, new in zip(wrong, wrong[1:] + wrong[:1], strict=True):
-            other = naming(old).sub(lambda _, new=new: new, fact)
-            if fact != gold(q) and other != fact:
-                return swapped(q, fact, other)
+    right = gold(q)
+    others = [fact for fact in of_choice(q.facts, q.answer) if fact != right]
+    for fact, (old, new) in product(others, zip(wrong, wrong[1:] + wrong[:1], strict=True)):
+        changed_fact = naming(old).sub(lambda _, new=new: new, fact)
+        if changed_fact != fact:
+            return swapped(q, fact, changed_fact)
     return None
 
 
@@ -160,18 +163,28 @@ def gold_fires_most(
     """
     if model.config.inject not in ("attention", "ffn"):
         return {}
-    data, pad = [encode(q, tokenizer, model.config) for q in questions], tokenizer.pad_token_id
+    data = [encode(q, tokenizer, model.config) for q in questions]
+    gold_ids = [tokenizer.encode(gold(q)) for q in questions]
     layers = model.config.inject_layers
     hits = torch.zeros(len(layers), device=model.classifier.weight.device)
     for places, scores in scored(model, data, dtype, look=True):
         fired_in = fact_scores(model)  # layer -> (B, C, T, N)
+        golden = is_gold(model, [gold_ids[i] for i in places]).expand(-1, scores.shape[1], -1)
         for row, i in enumerate(places):
             choice = scores[row].argmax()
             tokens = len(data[i].input_ids[choice])
-            kept = model.kept_facts.expand(-1, scores.shape[1], -1, -1)[row, choice]  # (N, L)
             for n, layer in enumerate(layers):
                 strongest = fired_in[layer][row, choice, :tokens].amax(0).argmax()
-                gold_ids = without(pad, tokenizer.encode(gold(questions[i]))[: kept.shape[1]])
-                hits[n] += without(pad, kept[strongest].tolist()) == gold_ids
+                hits[n] += golden[row, choice, strongest]
     add_up([hits])
     return {n: count / len(questions) for n, count in zip(layers, hits.tolist(), strict=True)}
+
+
+def is_gold(model: KformerForMultipleChoice, gold_ids: list[list[int]]) -> Tensor:
+    """Which of the facts that the last forward pass kept, (B, 1 or C, N, L), are the gold one of
+    their question, whose ids are given: (B, 1 or C, N)
+    """
+    kept, pad = model.kept_facts, model.config.pad_token_id
+    length = kept.shape[-1]
+    rows = [(ids + [pad] * length)[:length] for ids in gold_ids]
+    return (kept == kept.new_tensor(rows)[:, None, None]).all(-1)

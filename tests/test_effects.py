@@ -122,6 +122,13 @@ def test_locality_is_the_share_that_stays_where_another_fact_was_edited(
     assert found["locality"] == locality
 
 
+def test_the_gold_fact_is_not_edited_in_place_of_another() -> None:
+    choices = ["w8", "w9", "w10"]  # the gold fact names w8, the answer, and w9
+    changed = effects.edited_elsewhere(Question("", "w5", choices, 0, [["w8 w9", "w10"]]))
+    assert changed.facts == [["w8 w9", "w9"]]
+    assert effects.edited_elsewhere(Question("", "w5", choices, 0, [["w8 w9", "w6"]])) is None
+
+
 @pytest.mark.parametrize("inject", ["attention", "ffn"])
 def test_which_fact_fires_most_does_not_depend_on_the_batch(inject: str) -> None:
     """Against one question at a time, token by token."""

@@ -11,7 +11,7 @@ import torch
 from lab import crowd, look, measure, predict, silence
 from load_weights import load_pretrained, load_tokenizer
 from parts.batches import accuracy, encode
-from parts.effects import removed
+from parts.effects import gold, removed
 from parts.inside import answers
 from parts.questions import read_questions
 from parts.retrieval import words
@@ -92,8 +92,11 @@ def test_a_fact_silenced_in_all_layers_is_as_good_as_removed(inject: str) -> Non
             model.encoder.layer[layer].Wk.weight.mul_(3)
             model.encoder.layer[layer].Wv.weight.mul_(3)
 
+    silenced = [encode(q, tokenizer, model.config) for q in questions]
+    gold_ids = [tokenizer.encode(gold(q)) for q in questions]
+
     def with_silence(*layers: int) -> float:
-        return silence.accuracy_silenced(model, tokenizer, questions, layers, torch.float32)
+        return silence.accuracy_silenced(model, silenced, gold_ids, layers, torch.float32)
 
     def plain(questions: list) -> float:
         data = [encode(q, tokenizer, model.config) for q in questions]
@@ -116,7 +119,7 @@ def test_silencing_is_a_table_over_seeds(
 
 def test_a_crowd_is_unrelated_to_the_question() -> None:
     folder, rng = HERE / "data" / "toy", random.Random(0)
-    facts = sorted({f for q in read_questions(folder / "train.jsonl") for f in q.facts[0]})
+    facts = crowd.training_facts(folder / "train.jsonl")
     for q in read_questions(folder / "test.jsonl")[:20]:
         many = crowd.crowded(q, facts, 1000, rng).facts[0]
         assert len(many) == len(set(many)) == 1000
