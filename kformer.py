@@ -399,10 +399,10 @@ def initialize(model: Kformer, missing: Collection[str] | None = None) -> None:
 
     The release draws all from N(0, 0.02), as BERT does. A fact's key then has nothing to do with
     its words, and facts are hardly used (docs/results.md has the figures). So here the fact table
-    starts as the word table, and Wk = Wv = I, but for three cases. From scratch "attention" has
-    Wk = Wv = 6 I: a mean of words is shorter than the words that it competes with in the softmax.
-    And "ffn" has for Wv the share of its layer in I, since what its layers add is a sum; after a
-    checkpoint it has Wv = 0: its first step is exactly the plain encoder.
+    starts as the word table, and Wk at I. In "ffn" Wv starts at 0: the first step is exactly the
+    plain encoder, and what the facts of many layers add is learned, not undone. In "attention" it
+    starts at I, and from scratch Wk at 4 I: a mean of words is shorter than the words that it
+    competes with in the softmax.
 
     From scratch, words are vectors at right angles (as far as D dimensions have room for them), so
     that the overlap of two texts counts their common words and nothing else. Attention's matrices
@@ -411,11 +411,9 @@ def initialize(model: Kformer, missing: Collection[str] | None = None) -> None:
     segments count half. The rest is as torch draws it.
     """
     from_scratch, inject = missing is None, model.config.inject
-    start = {"Wk": 1.0, "Wv": 1.0}  # on the diagonal
+    start = {"Wk": 1.0, "Wv": 0.0 if inject == "ffn" else 1.0}  # on the diagonal
     if inject == "attention" and from_scratch:
-        start = {"Wk": 6.0, "Wv": 6.0}
-    if inject == "ffn":
-        start["Wv"] = 1 / max(1, len(model.config.inject_layers)) if from_scratch else 0.0
+        start["Wk"] = 4.0
     for name, parameter in model.named_parameters():
         module, kind = name.split(".")[-2:]
         if not from_scratch and name not in missing:
@@ -449,6 +447,8 @@ if __name__ == "__main__":
     fact_ids = torch.tensor([[[words.index(word) for word in ("owls", "eat", "mice")]]])
     print("scores of mice and oaks:          ", model(input_ids).tolist())
     print("with the fact that owls eat mice: ", model(input_ids, fact_ids=fact_ids).tolist())
+    nn.init.eye_(model.encoder.layer[1].Wv.weight)
+    print("the same, with Wv = I, not 0:     ", model(input_ids, fact_ids=fact_ids).tolist())
     fired = model.encoder.layer[1].ffn.fact_scores  # (B, C, T, N)
     for word, score in zip(texts[0], fired[0, 0, :, 0].tolist(), strict=True):
         print(f"in layer 1 it fired {score:6.3f} at {word}")

@@ -39,7 +39,10 @@ def open_saved(
     model.to(device)
     past = run_arguments(run)
     if questions is None and not past:
-        raise ValueError(f"{run} is no run of train.py: name a file of questions")
+        raise ValueError(
+            f"{run} is no run of train.py and has no questions: lab.look, lab.ask, lab.measure and "
+            "lab.predict take a file of them"
+        )
     path = questions or Path(past["data"], "test.jsonl")
     retrieve = retrieve or past.get("retrieve")
     found = read_questions(path, answers_needed)

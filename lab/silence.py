@@ -59,11 +59,15 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+",
                         help="folders that train.py saved: seeds of one method")  # fmt: skip
     found: dict[tuple[int, ...], list[float]] = {}
+    kinds = set()
     for run in parser.parse_args().runs:
         model, tokenizer, questions, dtype = open_saved(run, answers_needed=True)
         injected = model.config.inject_layers
         if model.config.inject not in ("attention", "ffn"):
             raise ValueError(f"{run}: no layer has facts, --inject was {model.config.inject}")
+        kinds.add((model.config.inject, injected))
+        if len(kinds) > 1:
+            raise ValueError(f"{run}: not of the method and the layers of the runs before it")
         questions = [q for q in questions if gold(q)]
         data = [encode(q, tokenizer, model.config) for q in questions]
         gold_ids = [tokenizer.encode(gold(q)) for q in questions]

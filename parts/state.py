@@ -108,7 +108,8 @@ class TrainingState:
     replaces the one before at once, so that whoever is killed leaves the one or the other.
 
     `run_id` is the identity of the run. If an unfinished run with the same one has left a file, its
-    state is taken up. `best` is the model's state that was best on the validation split so far.
+    state is taken up. `best` is the model's state that was best on the validation split so far,
+    of equals the last.
     """
 
     def __init__(
@@ -158,11 +159,11 @@ class TrainingState:
             progress.training += seconds
 
     def evaluated(self, row: dict, questions: int) -> None:
-        """One more row for the log; keeps the model's state if it's the best, and saves all."""
+        """One more row for the log; keeps the model's state if none was better, and saves all."""
         self.progress.evaluating += self.lap()
         self.progress.evaluated += questions
         self.progress.rows.append(row)
-        if row["valid_accuracy"] > self.progress.best:
+        if row["valid_accuracy"] >= self.progress.best:
             self.progress.best = row["valid_accuracy"]
             self.best = {name: t.clone() for name, t in self.model.state_dict().items()}
         self.save()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lab import crowd, look, measure, predict, silence
-from load_weights import load_pretrained, load_tokenizer
+from load_weights import load_pretrained, load_tokenizer, save_pretrained
 from parts.batches import accuracy, encode
 from parts.effects import gold, removed
 from parts.inside import answers
@@ -77,7 +77,7 @@ def test_a_checkpoint_from_elsewhere_needs_a_file_of_questions(
             (bare / path.name).write_bytes(path.read_bytes())
     with pytest.raises(SystemExit):
         run_command(monkeypatch, look, bare)
-    assert "name a file of questions" in capsys.readouterr().err
+    assert "lab.predict take a file of them" in capsys.readouterr().err
     run_command(monkeypatch, look, bare, small_world / "valid.jsonl", "--show", 1)
     assert "Question 1:" in capsys.readouterr().out
 
@@ -107,14 +107,20 @@ def test_a_fact_silenced_in_all_layers_is_as_good_as_removed(inject: str) -> Non
     assert len({with_silence(), with_silence(0), with_silence(2), with_silence(0, 2)}) == 4
 
 
-def test_silencing_is_a_table_over_seeds(
-    saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+def test_silencing_is_a_table_over_seeds_of_one_method(
+    tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     run_command(monkeypatch, silence, saved, saved)
     said = capsys.readouterr().out
     for row in ("no layer", "layer 1", "layer 2", "layer 1,2"):
         assert f"| {row} | " in said
     assert said.count("± 0.0 %") == 4
+    model, tokenizer = load_pretrained(saved, inject="attention")
+    save_pretrained(model, tokenizer, tmp_path)
+    (tmp_path / "log.jsonl").write_bytes((saved / "log.jsonl").read_bytes())
+    with pytest.raises(SystemExit):
+        run_command(monkeypatch, silence, saved, tmp_path)
+    assert f"{tmp_path}: not of the method" in capsys.readouterr().err
 
 
 def test_a_crowd_is_unrelated_to_the_question() -> None:

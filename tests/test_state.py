@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import train
 from parts.batches import shuffled
-from parts.state import LOG, STATE, alone_in, read_state, refuse_to_replace
+from parts.state import LOG, STATE, TrainingState, alone_in, read_state, refuse_to_replace
 from tests.common import interrupt, log_of, run_train
 
 
@@ -112,6 +112,17 @@ def test_a_loss_that_is_not_finite_stops_the_training(
     state = load_file(tmp_path / "run" / STATE)
     assert state["step.classifier.bias"] == 2
     assert all(tensor.isfinite().all() for tensor in state.values())
+
+
+def test_of_equally_good_states_the_last_is_kept(tmp_path: Path) -> None:
+    """It has seen more questions, where the validation split has too few to tell."""
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.AdamW(model.parameters())
+    state = TrainingState(tmp_path, {"sha256": ""}, model, optimizer)
+    for step, found in enumerate([0.5, 1.0, 1.0, 0.9]):
+        nn.init.constant_(model.weight, step)
+        state.evaluated({"valid_accuracy": found}, 1)
+    assert state.best["weight"] == 2
 
 
 def test_a_second_training_in_one_folder_is_refused(
