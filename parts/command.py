@@ -27,7 +27,8 @@ def command() -> Iterator[None]:
     """Within, what goes wrong ends the program with status 2 and a line that says what."""
     from parts.processes import leave  # and torch
 
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # closed
+    sys.stdin = sys.stdin or open(os.devnull)  # closed
+    sys.stdout = sys.stdout or open(os.devnull, "w")
     sys.stderr = sys.stderr or open(os.devnull, "w")
     # through a pipe, too, lines come as they are made, and no character is one too many
     sys.stdout.reconfigure(line_buffering=True, errors="in_ascii")
@@ -59,7 +60,7 @@ def excepthook(kind: type, error: BaseException, trace: TracebackType | None) ->
     """
     if kind is KeyboardInterrupt and getattr(sys.modules["__main__"], "command", None) is command:
         end(error)
-    sys.__excepthook__(kind, error, trace)
+    usual(kind, error, trace)
 
 
-sys.excepthook = excepthook
+usual, sys.excepthook = sys.excepthook, excepthook
