@@ -60,7 +60,8 @@ def talk(
 
     def talk(model: Path, text: str, *questions: Question) -> list[str]:
         path = write_lines(tmp_path / "questions.jsonl", *map(row, questions or (WORLD,)))
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        typed = text.encode(errors="surrogateescape")
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed), "utf-8"))
         run_command(monkeypatch, ask, model, path)
         first, how, rest = capsys.readouterr().out.partition(f"{ask.HOW}\n")
         assert how, "one is told what can be typed"
@@ -181,7 +182,7 @@ def test_next_takes_the_next_question_and_after_the_last_one_the_first(
 def test_words_that_the_vocabulary_lacks_are_marked_wherever_they_stand(
     save: Callable, talk: Callable
 ) -> None:
-    lacking = Question("w5 rain", "who, w6?", ["w7", "an owl", "w8"], 1, [["w5 w6", "no w7"]])
+    lacking = Question("w5 rain", "who, w6?", ["w7", "an owl", "w8"], 1, [["w5 [MASK]", "no w7"]])
     [start] = talk(save(), "", lacking)
     for line in ("w5 rain  (not in its vocabulary: rain)",
                  "who, w6?  (not in its vocabulary: who, ,, ?)",
@@ -214,22 +215,27 @@ def test_the_scores_are_those_of_the_choice_that_was_taken(
             assert fired[tokens:].max() > fired[:tokens].max(), "otherwise it's a poor test"
         most = fired[:tokens].amax(0)
         expected = [f"{x:.2f}{'*' if x == most.max() else ''}" for x in most.tolist()]
-        printed = [re.findall(r"-?[\d.]+\*?", line[7:25])[column] for line in start.split("\n")[-4:]]
+        cells = [line[7:25] for line in start.split("\n")[-4:]]
+        printed = [re.findall(r"-?[\d.]+\*?", cell)[column] for cell in cells]
         assert printed == [score.replace("-0.00", "0.00") for score in expected]
 
 
-def test_it_is_said_which_facts_were_not_kept(save: Callable, talk: Callable) -> None:
-    model = save(num_facts=2)
-    _, kept = answers(*load_pretrained(model), [WORLD], torch.float32)[0]
-    [start] = talk(model, "")
-    for fact in WORLD.facts[0]:
-        [line] = re.findall(rf"^.* {fact}(?:  .*|)$", start, re.MULTILINE)
-        assert ("only the 2 nearest are" in line) == (fact not in kept)
-        assert bool(re.search(r"\d\.\d\d", line)) == (fact in kept)
-    [own] = talk(model, "", OWN)
-    taken = re.findall("> ([A-C])", own)[0]
-    strange = own.count(f"(not among those of {taken})")
-    assert strange == 4 - len(OWN.facts["ABC".index(taken)])
+def test_it_is_said_which_facts_the_choice_that_was_taken_does_without(
+    save: Callable, talk: Callable
+) -> None:
+    model, q = save(num_facts=2), replace(WORLD, choices=["w7", "w8", "w9 w9 w9 w9 w9 w9"])
+    [(_, kept)] = answers(*load_pretrained(model), [q], torch.float32)
+    assert kept == ["w5 w7", "w6 w8"], "and of the others w5 w7 and w10, otherwise it's a poor test"
+    [start] = talk(model, "", q)
+    assert "> C" in start
+    *_, first, second, third = start.split("\n")
+    for line in (first, second):
+        assert re.search(r"\d\.\d\d.? +-?\d\.\d\d.?  ", line)
+        assert "not" not in line
+    assert third == f"    3  {' ' * 18}  w10  (not kept for C: only the 2 nearest are)"
+    [own] = talk(save(), "", OWN)
+    [taken] = re.findall("> ([A-C])", own)
+    assert own.count(f"(not among those of {taken})") == 4 - len(OWN.facts["ABC".index(taken)])
 
 
 def test_nothing_and_too_much(save: Callable, talk: Callable) -> None:
@@ -238,6 +244,7 @@ def test_nothing_and_too_much(save: Callable, talk: Callable) -> None:
     assert none.endswith("no facts")
     assert "no facts" not in some
     assert "only 64 tokens of it are read" in cut
+    assert "not kept" not in cut
     assert "64 tokens are read" not in cut
     assert "too long: of the question and a choice 64 tokens are read" in more
     assert max(map(len, more.split("\n"))) < 400
@@ -249,5 +256,5 @@ def test_it_ends_with_quit_or_with_the_input(save: Callable, talk: Callable) -> 
     edited, blank = talk(save(), "2 w9\n\n")
     assert edited == once
     assert [share[1:] for share in shares(blank)] == [share[1:] for share in shares(once)]
-    [odd] = talk(save(), "2 w9 \udcff\x1b".encode(errors="surrogateescape").decode("latin-1"))
-    assert "\x1b" not in odd
+    [odd] = talk(save(), "2 w9\x1b\udcff\n")  # the last one is no UTF-8
+    assert "  w9 \ufffd\n" in odd
