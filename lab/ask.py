@@ -45,6 +45,8 @@ def typed() -> Iterator[str]:
     with suppress(EOFError):
         while (line := input("> " if terminal else "").strip()) != "quit":
             yield line
+    if terminal:
+        print()
 
 
 def labels(q: Question) -> list[str]:
