@@ -1,7 +1,7 @@
 """A conversation with a saved run: a fact, the question or a choice is edited, the answer follows.
 
     python -m lab.ask runs/ffn-seed-0
-    echo 2 Mira paints clocks. | python -m lab.ask runs/ffn-seed-0
+    echo "2 Mira paints clocks." | python -m lab.ask runs/ffn-seed-0
 """
 
 from parts.command import command
