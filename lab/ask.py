@@ -112,16 +112,17 @@ def screen(
         line = f"{names[i]}  {choices[i]:<{width}}{before}{now:8.1%}  {bar * round(20 * now)}"
         yield f"  {'>' if i == taken else ' '} {line.rstrip()}{right}"
 
-    slots, tokens = [], len(data.input_ids[taken])
+    slots, tokens, most = [], len(data.input_ids[taken]), config.max_tokens
     if model.kept_facts is not None:
         slots = model.kept_facts.expand(-1, len(choices), -1, -1)[0, taken].tolist()
-    kept = {tuple(without(config.pad_token_id, ids)): n for n, ids in enumerate(slots)}
+    slots = [tuple(without(config.pad_token_id, ids)) for ids in slots]
+    kept = {ids: n for n, ids in enumerate(slots)}
     fired = {i: s[0, taken, :tokens].amax(0).tolist() for i, s in fact_scores(model).items()}
     head = HEADS[config.inject].format(names[taken]) if facts_of(q) else "no facts"
     yield " " * 7 + "".join(f"{f'layer {i}':>8} " for i in fired) + f"  {head}"
     for number, fact in enumerate(facts_of(q), 1):
         notes, scores, ids = [], 9 * " " * len(fired), tokenizer.encode(fact)
-        n = kept.get(tuple(without(config.pad_token_id, ids[: config.max_tokens])))
+        n = kept.get(tuple(without(config.pad_token_id, ids[:most])))
         if fact not in of_choice(q.facts, taken):
             notes.append(f"not among those of {names[taken]}")
         elif n is not None:
@@ -129,11 +130,13 @@ def screen(
             scores = "".join(f"{score:8.2f}{star}" for score, star in pairs)
         elif slots:
             notes.append(f"not kept for {names[taken]}: only the {config.num_facts} nearest are")
-        if len(ids) > config.max_tokens:
-            notes.append(f"only {config.max_tokens} tokens of it are read")
+        if len(ids) > most:
+            notes.append(f"only {most} tokens of it are read")
         yield f"  {number:>3}  {scores}  {marked(fact, tokenizer, *notes)}"
     if data.shortened:
-        yield f"       too long: of the question and a choice {config.max_tokens} tokens are read"
+        yield f"       too long: of the question and a choice {most} tokens are read"
+    if config.inject == "concat" and any(slots) and tokens + sum(map(len, slots)) >= most:
+        yield f"       too long: of the question, a choice and the facts {most} tokens are read"
 
 
 @command()

@@ -250,6 +250,13 @@ def test_nothing_and_too_much(save: Callable, talk: Callable) -> None:
     assert max(map(len, more.split("\n"))) < 400
 
 
+def test_it_is_said_where_facts_behind_the_input_are_cut(save: Callable, talk: Callable) -> None:
+    """Behind 6 tokens of input and 5 of facts there is room for 52, and a last [SEP]."""
+    fits, cut = talk(save("concat"), f"+ {' '.join(52 * ['w20'])}\n4 {' '.join(53 * ['w20'])}\n")
+    assert "too long" not in fits
+    assert "too long: of the question, a choice and the facts 64 tokens are read" in cut
+
+
 def test_it_ends_with_quit_or_with_the_input(save: Callable, talk: Callable) -> None:
     [once] = talk(save(), "2 w9\nquit\n2 w11\n")
     assert talk(save(), "2 w9") == [once], "the last line needs no end"
