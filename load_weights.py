@@ -10,6 +10,8 @@ Read it from top to bottom: names -> weights -> opening -> saving -> report. Wha
 may say is in parts/config.py and parts/vocabulary.py.
 """
 
+from parts.command import command
+
 import argparse
 import dataclasses
 import json
@@ -25,7 +27,6 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from kformer import VARIANTS, KformerConfig, KformerForMultipleChoice, initialize
-from parts.command import command
 from parts.config import load_config, make_config, read_config
 from parts.files import blaming, check_file, open_tensors, read_json, replacing
 from parts.tokenizer import Tokenizer

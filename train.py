@@ -10,6 +10,8 @@ model, training, the report. `main` at the end calls them. The same command agai
 that was stopped.
 """
 
+from parts.command import command
+
 import argparse
 import re
 from argparse import Namespace
@@ -29,7 +31,6 @@ from tqdm import tqdm
 from kformer import VARIANTS, KformerForMultipleChoice
 from load_weights import grouped, load_config, open_config, open_folder, save_pretrained
 from parts.batches import Encoded, accuracy, chance, encode, score, shuffled
-from parts.command import command
 from parts.effects import edited, gold, lines_of_report, measure
 from parts.inside import show
 from parts.processes import RANK, add_up_gradients, anywhere, join, my_share

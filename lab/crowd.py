@@ -5,6 +5,8 @@
 The facts that are added come from training questions and share no word with the question's own.
 """
 
+from parts.command import command
+
 import argparse
 import random
 from collections.abc import Iterator
@@ -16,7 +18,6 @@ from statistics import mean
 from lab.saved import open_saved, run_arguments
 from lab.table import over_seeds
 from parts.batches import accuracy, chance, encode
-from parts.command import command
 from parts.effects import changed
 from parts.questions import Question, read_questions
 from parts.retrieval import words

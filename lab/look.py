@@ -3,8 +3,9 @@
     python -m lab.look runs/ffn-seed-0 --show 3
 """
 
-from lab.saved import make_parser, open_saved
 from parts.command import command
+
+from lab.saved import make_parser, open_saved
 from parts.inside import show
 from train import positive
 

@@ -3,8 +3,9 @@
     python -m lab.measure runs/ffn-seed-0 FOLDER/test.jsonl
 """
 
-from lab.saved import make_parser, open_saved
 from parts.command import command
+
+from lab.saved import make_parser, open_saved
 from parts.effects import lines_of_report, measure
 
 

@@ -3,12 +3,13 @@
     python -m lab.predict runs/ffn-seed-0 FOLDER/test.jsonl --out answers.jsonl
 """
 
+from parts.command import command
+
 import json
 import os
 from pathlib import Path
 
 from lab.saved import make_parser, open_saved
-from parts.command import command
 from parts.files import replacing
 from parts.inside import answers
 

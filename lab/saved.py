@@ -15,7 +15,7 @@ from train import default_dtype, positive
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
-    """The arguments that looking, measuring and predicting have in common."""
+    """The arguments that asking, looking, measuring and predicting have in common."""
     parser = argparse.ArgumentParser(description=description)
     add = parser.add_argument
     add("run", type=Path, help="folder that train.py saved, or any checkpoint")

@@ -6,6 +6,8 @@ Silenced in a layer, a fact is an empty slot there and does what it did in the o
 most may have nothing to do with the answer; what is missed when it's gone has.
 """
 
+from parts.command import command
+
 import argparse
 from itertools import combinations
 from pathlib import Path
@@ -18,7 +20,6 @@ from lab.saved import open_saved
 from lab.table import over_seeds
 from load_weights import span
 from parts.batches import Encoded, by_length, chance, encode, score
-from parts.command import command
 from parts.effects import gold, is_gold
 
 

@@ -8,6 +8,8 @@ optimizer. Whatever is compared takes turns, so that what slows the machine down
 all of it down.
 """
 
+from parts.command import command
+
 import argparse
 import time
 from collections.abc import Callable
@@ -25,7 +27,6 @@ from transformers import AutoTokenizer, BertForMultipleChoice
 from kformer import VARIANTS
 from load_weights import open_folder
 from parts.batches import Encoded, accuracy, encode, predictions, score, shuffled
-from parts.command import command
 from parts.questions import Question, read_questions
 from train import default_dtype, parameter_groups
 

@@ -6,6 +6,8 @@ Given again, the command keeps the runs that are finished. The figures of all ru
 table.jsonl, a line for each row of the table.
 """
 
+from parts.command import command
+
 import json
 from argparse import Namespace
 from itertools import groupby, product
@@ -16,7 +18,6 @@ from tqdm import tqdm
 
 from load_weights import span
 from parts.batches import chance
-from parts.command import command
 from parts.files import replacing
 from parts.processes import RANK, join
 from parts.state import alone_in

@@ -129,6 +129,22 @@ def test_the_gold_fact_is_not_edited_in_place_of_another() -> None:
     assert effects.edited_elsewhere(Question("", "w5", choices, 0, [["w8 w9", "w6"]])) is None
 
 
+@pytest.mark.parametrize(
+    ("count", "accuracy", "said"),
+    [(1, 0.0, "too few"), (49, 0.25, "too few"), (49, 1.0, "too few"), (50, 0.25, "no better"),
+     (50, 0.37, "no better"), (50, 0.38, None), (2000, 0.28, None)],
+)  # fmt: skip
+def test_fewer_than_fifty_questions_tell_nothing_and_more_may_be_no_better_than_chance(
+    count: int, accuracy: float, said: str | None
+) -> None:
+    _, *more = effects.lines_of_report("test", count, {"test_accuracy": accuracy, "chance": 0.25})
+    if said is None:
+        assert not more
+    else:
+        [line] = more
+        assert line.strip().startswith(said)
+
+
 @pytest.mark.parametrize("inject", ["attention", "ffn"])
 def test_which_fact_fires_most_does_not_depend_on_the_batch(inject: str) -> None:
     """Against one question at a time, token by token."""

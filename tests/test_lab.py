@@ -1,14 +1,16 @@
 """Commands for a saved run."""
 
 import json
+import os
 import random
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import torch
 
-from lab import crowd, look, measure, predict, silence
+from lab import ask, crowd, look, measure, predict, silence
 from load_weights import load_pretrained, load_tokenizer, save_pretrained
 from parts.batches import accuracy, encode
 from parts.effects import gold, removed
@@ -16,7 +18,7 @@ from parts.inside import answers
 from parts.questions import read_questions
 from parts.retrieval import words
 from test_kformer import HERE, tiny
-from tests.common import log_of, run_command, run_train
+from tests.common import log_of, run_command, run_train, write_lines
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,25 @@ def test_a_checkpoint_from_elsewhere_needs_a_file_of_questions(
     assert "lab.predict take a file of them" in capsys.readouterr().err
     run_command(monkeypatch, look, bare, small_world / "valid.jsonl", "--show", 1)
     assert "Question 1:" in capsys.readouterr().out
+
+
+def test_a_saved_run_needs_no_more_of_its_data_than_the_questions(
+    saved: Path, small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    run, data = Path(shutil.copytree(saved, tmp_path / "run")), tmp_path / "data"
+    data.mkdir()
+    shutil.copy(small_world / "test.jsonl", data)
+    first, *rest = log_of(run)
+    first["arguments"]["data"] = str(data)
+    write_lines(run / "log.jsonl", first, *rest)
+    monkeypatch.setattr("sys.stdin", open(os.devnull))
+    for command, arguments, said in (
+        (look, (), "Question 3:"), (measure, (), "of 40 questions"), (ask, (), "Question 1 of 40"),
+        (predict, ("--out", tmp_path / "answers.jsonl"), "40 answers"),
+    ):  # fmt: skip
+        run_command(monkeypatch, command, run, *arguments)
+        assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("inject", ["attention", "ffn"])
