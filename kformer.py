@@ -393,16 +393,33 @@ def sinusoids(length: int, D: int) -> Tensor:
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)[:, :D]
 
 
+def initialize_projection(
+    parameter: Tensor, name: str, config: KformerConfig, from_scratch: bool
+) -> None:
+    """Fills Wk or Wv of a layer; `name` is "Wk.weight", "Wk.bias", "Wv.weight" or "Wv.bias".
+
+    Biases are 0 and Wk = Wv = I, but for three cases. From scratch "attention" has Wk = Wv = 6 I:
+    a mean of words is shorter than the words that it competes with in the softmax. And "ffn" has
+    for Wv the share of its layer in I, since what its layers add is a sum; after a checkpoint it
+    has Wv = 0: its first step is exactly the plain encoder.
+    """
+    diagonal = 1.0
+    if config.inject == "attention" and from_scratch:
+        diagonal = 6.0
+    if config.inject == "ffn" and name == "Wv.weight":
+        diagonal = 1 / len(config.inject_layers) if from_scratch else 0.0
+    parameter.zero_()
+    if name.endswith("weight"):
+        parameter.diagonal().fill_(diagonal)
+
+
 @torch.no_grad()
 def initialize(model: Kformer, missing: Collection[str] | None = None) -> None:
     """Fills all parameters or, after a checkpoint, those that it lacks: the names in `missing`.
 
     The release draws all from N(0, 0.02), as BERT does. A fact's key then has nothing to do with
     its words, and facts are hardly used (docs/results.md has the figures). So here the fact table
-    starts as the word table, and Wk = Wv = I, but for three cases. From scratch "attention" has
-    Wk = Wv = 6 I: a mean of words is shorter than the words that it competes with in the softmax.
-    And "ffn" has for Wv the share of its layer in I, since what its layers add is a sum; after a
-    checkpoint it has Wv = 0: its first step is exactly the plain encoder.
+    starts as the word table, and Wk and Wv near I (`initialize_projection`).
 
     From scratch, words are vectors at right angles (as far as D dimensions have room for them), so
     that the overlap of two texts counts their common words and nothing else. Attention's matrices
@@ -410,22 +427,15 @@ def initialize(model: Kformer, missing: Collection[str] | None = None) -> None:
     2305.09828), positions are sinusoids, from which concat learns what stands beside what, and
     segments count half. The rest is as torch draws it.
     """
-    from_scratch, inject = missing is None, model.config.inject
-    start = {"Wk": 1.0, "Wv": 1.0}  # on the diagonal
-    if inject == "attention" and from_scratch:
-        start = {"Wk": 6.0, "Wv": 6.0}
-    if inject == "ffn":
-        start["Wv"] = 1 / max(1, len(model.config.inject_layers)) if from_scratch else 0.0
+    from_scratch = missing is None
     for name, parameter in model.named_parameters():
         module, kind = name.split(".")[-2:]
         if not from_scratch and name not in missing:
             continue
         if module == "fact_embeddings":
             parameter.copy_(model.embeddings.word_embeddings.weight)
-        elif module in start:
-            parameter.zero_()
-            if kind == "weight":
-                parameter.diagonal().fill_(start[module])
+        elif module in ("Wk", "Wv"):
+            initialize_projection(parameter, f"{module}.{kind}", model.config, from_scratch)
         elif not from_scratch:  # the pooler and the head
             parameter.normal_(std=0.02) if kind == "weight" else parameter.zero_()
         elif module == "word_embeddings":

@@ -144,7 +144,7 @@ def default_dtype(hidden_size: int, device: str) -> torch.dtype:
     if device == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        known = torch.cpu.get_capabilities()
+        known = getattr(torch.cpu, "get_capabilities", dict)()  # older versions don't say it
         native = known.get("avx512_bf16") or known.get("amx_bf16")
     return torch.bfloat16 if native and hidden_size >= 256 else torch.float32
 
@@ -354,7 +354,8 @@ def report(task: Task, result: dict, args: Namespace) -> None:
         f"{result['train_questions_per_second']:,.0f} questions a second; "
         f"{result['padding']:.1%} of the places were padding"
     )
-    print(f'saved     {args.out}: load_pretrained("{args.out}") opens it; figures in log.jsonl')
+    opens = f'load_pretrained("{args.out.as_posix()}") opens it'
+    print(f"saved     {args.out}: {opens}; figures in log.jsonl")
     print("\nOne question:")
     print(*show(task.model, task.tokenizer, questions[0], args.dtype), sep="\n")
     if gold(questions[0]):
