@@ -621,7 +621,7 @@ def test_wk_and_wv_from_scratch(inject: str, layers: tuple, Wk: float, Wv: float
     config = KformerConfig(40, 12, 4, 2, inject=inject, inject_layers=layers)
     model = attempt("initialize_projection", Kformer, config)
     for layer in layers:
-        start_is(model.encoder.layer[layer], Wk, Wv, f"{inject} from scratch, {len(layers)} layers")
+        start_is(model.encoder.layer[layer], Wk, Wv, f"{inject} from scratch, in layers {layers}")
 
 
 def start_is(block: nn.Module, Wk: float, Wv: float, where: str) -> None:
