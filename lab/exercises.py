@@ -85,7 +85,8 @@ def main() -> None:
     with TemporaryDirectory(dir=args.out.parent, prefix=SCRATCH) as new:
         write_copy(Path(new, "copy"), numbers)
         os.rename(Path(new, "copy"), args.out)  # at once, when all is there
-    print(f"{args.out}: {len(numbers)} exercises, no answers; python -m pytest -m exercises there")
+    which = " ".join(map(str, numbers))
+    print(f"{args.out}: a copy, blank: {which}; there: python -m pytest -m exercises")
 
 
 if __name__ == "__main__":
