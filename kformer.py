@@ -393,16 +393,30 @@ def sinusoids(length: int, D: int) -> Tensor:
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)[:, :D]
 
 
+def initialize_projection(
+    parameter: Tensor, name: str, config: KformerConfig, from_scratch: bool
+) -> None:
+    """Fills Wk or Wv of a layer; `name` is "Wk.weight", "Wk.bias", "Wv.weight" or "Wv.bias".
+
+    A key starts as its fact, Wk = I, and so fires at the fact's words. From scratch "attention" has
+    Wk = 4 I: a mean of words is shorter than the words that it competes with in the softmax. Wv is
+    I in "attention" and 0 in "ffn": there the first step is exactly the plain encoder, and what the
+    facts of several layers add is learned, not undone. Biases are 0.
+    """
+    parameter.zero_()
+    if name == "Wk.weight":
+        parameter.diagonal().fill_(4 if config.inject == "attention" and from_scratch else 1)
+    if name == "Wv.weight" and config.inject == "attention":
+        parameter.diagonal().fill_(1)
+
+
 @torch.no_grad()
 def initialize(model: Kformer, missing: Collection[str] | None = None) -> None:
     """Fills all parameters or, after a checkpoint, those that it lacks: the names in `missing`.
 
     The release draws all from N(0, 0.02), as BERT does. A fact's key then has nothing to do with
     its words, and facts are hardly used (docs/results.md has the figures). So here the fact table
-    starts as the word table, and Wk at I. In "ffn" Wv starts at 0: the first step is exactly the
-    plain encoder, and what the facts of many layers add is learned, not undone. In "attention" it
-    starts at I, and from scratch Wk at 4 I: a mean of words is shorter than the words that it
-    competes with in the softmax.
+    starts as the word table, and Wk and Wv near I (`initialize_projection`).
 
     From scratch, words are vectors at right angles (as far as D dimensions have room for them), so
     that the overlap of two texts counts their common words and nothing else. Attention's matrices
@@ -410,20 +424,15 @@ def initialize(model: Kformer, missing: Collection[str] | None = None) -> None:
     2305.09828), positions are sinusoids, from which concat learns what stands beside what, and
     segments count half. The rest is as torch draws it.
     """
-    from_scratch, inject = missing is None, model.config.inject
-    start = {"Wk": 1.0, "Wv": 0.0 if inject == "ffn" else 1.0}  # on the diagonal
-    if inject == "attention" and from_scratch:
-        start["Wk"] = 4.0
+    from_scratch = missing is None
     for name, parameter in model.named_parameters():
         module, kind = name.split(".")[-2:]
         if not from_scratch and name not in missing:
             continue
         if module == "fact_embeddings":
             parameter.copy_(model.embeddings.word_embeddings.weight)
-        elif module in start:
-            parameter.zero_()
-            if kind == "weight":
-                parameter.diagonal().fill_(start[module])
+        elif module in ("Wk", "Wv"):
+            initialize_projection(parameter, f"{module}.{kind}", model.config, from_scratch)
         elif not from_scratch:  # the pooler and the head
             parameter.normal_(std=0.02) if kind == "weight" else parameter.zero_()
         elif module == "word_embeddings":

@@ -17,6 +17,7 @@ import dataclasses
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -31,6 +32,8 @@ from parts.config import load_config, make_config, read_config
 from parts.files import blaming, check_file, open_tensors, read_json, replacing
 from parts.tokenizer import Tokenizer
 from parts.vocabulary import load_tokenizer
+
+WINDOWS = sys.platform == "win32"
 
 # ---------------------------------------------------------------------------------------- names
 
@@ -132,7 +135,8 @@ def load_weights(
 
     Tensors are mapped from the file, as transformers does it: as long as the model lives, the file
     may be replaced, but mustn't be written into. Those that save_pretrained wrote are copied: a
-    product may round in another way where numbers don't lie at a multiple of 64 bytes.
+    product may round in another way where numbers don't lie at a multiple of 64 bytes. On Windows
+    all are copied, since a mapped file can't be replaced there.
     """
     with blaming(folder / "config.json"):
         model = empty_model(config)
@@ -170,7 +174,7 @@ def read_tensors(
                 else:
                     tensor = file.get_tensor(theirs)
                     check_tensor(theirs, tensor, wanted[name].shape, config)
-                    tensors[name] = tensor.clone() if ours else tensor
+                    tensors[name] = tensor.clone() if ours or WINDOWS else tensor
     return tensors, unused
 
 

@@ -84,7 +84,7 @@ def make_parser(several: bool = False) -> argparse.ArgumentParser:
         help="look up N candidate facts for each choice in facts.txt (default: as many as are "
         "kept, for questions that bring none)")
     add("--steps", type=positive, metavar="N",
-        help="batches to train on (default: 700, with a checkpoint four epochs)")
+        help="batches to train on (default: 600, with a checkpoint four epochs)")
     add("--batch-size", type=positive, default=32, help="questions in a batch (default: 32)")
     add("--lr", type=float, help="learning rate (default: 1e-3, with a checkpoint 5e-5)")
     add("--seed", type=int, default=[0] if several else 0, metavar="N", **more,
@@ -145,7 +145,7 @@ def default_dtype(hidden_size: int, device: str) -> torch.dtype:
     if device == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        known = torch.cpu.get_capabilities()
+        known = getattr(torch.cpu, "get_capabilities", dict)()  # older versions don't say it
         native = known.get("avx512_bf16") or known.get("amx_bf16")
     return torch.bfloat16 if native and hidden_size >= 256 else torch.float32
 
@@ -199,7 +199,7 @@ def prepare(args: Namespace, say: Callable[[str], None] = print) -> Task:
     questions, data = read_data(args.data, folder, candidates, always=args.retrieve is not None)
     if args.steps is None:
         epoch = -(-len(data["train"]) // args.batch_size)
-        args.steps = 4 * epoch if args.checkpoint else 700
+        args.steps = 4 * epoch if args.checkpoint else 600
     answered = [s for s, part in questions.items() if all(q.answer is not None for q in part)]
     return Task(model.to(args.device), tokenizer, rates, questions, data, answered[-1])
 
@@ -355,7 +355,8 @@ def report(task: Task, result: dict, args: Namespace) -> None:
         f"{result['train_questions_per_second']:,.0f} questions a second; "
         f"{result['padding']:.1%} of the places were padding"
     )
-    print(f'saved     {args.out}: load_pretrained("{args.out}") opens it; figures in log.jsonl')
+    opens = f'load_pretrained("{args.out.as_posix()}") opens it'
+    print(f"saved     {args.out}: {opens}; figures in log.jsonl")
     print("\nOne question:")
     print(*show(task.model, task.tokenizer, questions[0], args.dtype), sep="\n")
     if gold(questions[0]):

@@ -1,6 +1,7 @@
 """Writes data/reference: two tiny encoders with random weights, and what transformers computes.
 
-    pip install transformers tokenizers && python data/make_reference.py
+    pip install transformers tokenizers
+    python data/make_reference.py
 
 `bert` and `roberta` are folders as the Hub has them, in Hugging Face's own names; `bert` has its
 vocabulary as vocab.txt, `roberta` as the tokenizer.json of transformers 5. In each,

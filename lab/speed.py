@@ -1,6 +1,7 @@
 """How fast it is on a CPU: beside transformers, and as facts, tokens and choices grow in number.
 
-    pip install transformers && python -m lab.speed --checkpoint BERT_FOLDER --data FOLDER
+    pip install transformers
+    python -m lab.speed --checkpoint BERT_FOLDER --data FOLDER
 
 FOLDER has a train.jsonl of any format that train.py reads. Questions a second count all that a step
 of training or an evaluation needs, the tokens being there: batches, forward and backward pass,

@@ -227,13 +227,15 @@ def alone_in(folder: Path) -> Iterator[None]:
     Raises ValueError if another one does already. (Windows has no fcntl, and there nobody looks.)
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(os.devnull if RANK else folder / LOCK, "a") as file:
-        if fcntl and not RANK:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ValueError(f"{folder}: another training is writing there") from None
-            sweep(folder)
+    if RANK or not fcntl:
+        yield
+        return
+    with open(folder / LOCK, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"{folder}: another training is writing there") from None
+        sweep(folder)
         try:
             yield
         finally:

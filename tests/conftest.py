@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,13 @@ from data import make_toy
 from parts.questions import Question, read_questions
 from test_kformer import HERE
 from tests.common import FORMATS, KINDS, REFERENCE, change_json, write_lines
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_again() -> Iterator[None]:
+    """A command that was interrupted ignores Ctrl-C from then on, and so would its children."""
+    yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=KINDS)
@@ -48,10 +57,10 @@ def own_data(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def toy() -> dict[str, list[Question]]:
     return {s: read_questions(HERE / "data/toy" / f"{s}.jsonl") for s in make_toy.SIZES}
+
+
 @pytest.fixture
 def dropout_world(small_world: Path, tmp_path: Path) -> Path:
     folder = Path(shutil.copytree(small_world, tmp_path / "world"))
     change_json(folder / "config.json", hidden_dropout_prob=0.1)
     return folder
-
-

@@ -421,6 +421,29 @@ def test_weights_beside_the_files_of_another_tokenizer_are_refused(tmp_path: Pat
         load_pretrained(tmp_path / "old")
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="only Linux tells")
+@pytest.mark.parametrize("windows", [False, True])
+def test_a_file_is_mapped_only_where_it_can_be_replaced(
+    windows: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows a model is saved into the folder that it was opened from, too."""
+
+    def mapped(folder: Path) -> bool:
+        return str(folder) in Path("/proc/self/maps").read_text()
+
+    monkeypatch.setattr(load_weights, "WINDOWS", windows)
+    model, tokenizer = load_pretrained(folder)
+    assert mapped(folder) is not windows
+    save_pretrained(model, tokenizer, tmp_path / "saved")
+    ours, tokenizer = load_pretrained(tmp_path / "saved")
+    assert not mapped(tmp_path / "saved")
+    save_pretrained(ours, tokenizer, tmp_path / "saved")
+
+
+needs_fcntl = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fcntl")
+
+
+@needs_fcntl  # and a symlink needs an administrator there
 def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:
     for name in ("writing-samples", "writing-a1b2c3d4", ".kformer-writing-examples"):
         (tmp_path / name).mkdir()
@@ -438,6 +461,7 @@ def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:
     assert sorted([*before, tmp_path / "file.json"]) == sorted(tmp_path.rglob("*"))
 
 
+@needs_fcntl
 def test_what_a_killed_run_left_is_removed_by_the_next_training(tmp_path: Path) -> None:
     script = "import os, sys; from pathlib import Path; from parts.files import replacing\n"
     script += "with replacing(Path(sys.argv[1])) as new: (new / 'vocab.txt').touch(); os._exit(1)"

@@ -1,11 +1,17 @@
 """Facts found."""
 
 import unicodedata
+from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from kformer import nearest_facts
 from parts.retrieval import BM25, best, words
+from test_kformer import TINY, B, D, L, tokens
 
 
 def test_the_best_facts_come_first_and_of_equals_the_first() -> None:
@@ -73,3 +79,26 @@ def test_a_character_keeps_its_marks() -> None:
 def test_two_characters_together_count_more_than_apart() -> None:
     facts = ["学大小生", "小大学生", "山川"]
     assert best(BM25(facts).scores("大学"), 3) == [1, 0]
+
+
+class Operations(TorchDispatchMode):
+    """Within, collects all operations of torch that run, each with its result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(
+        self, operation: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        self.found.append((operation, operation(*args, **kwargs or {})))
+        return self.found[-1][1]
+
+
+def test_candidates_are_never_embedded_all_at_once() -> None:
+    """Or 10,000 of them for one question would fill gigabytes: every fact is padded with words."""
+    facts, table = tokens(B, 100, L), nn.Embedding(50, D)
+    with Operations() as done:
+        nearest_facts(facts, table, torch.ones(B, D), TINY)
+    made = [result for _, result in done.found if isinstance(result, Tensor)]
+    assert max(tensor.numel() for tensor in made) == facts.numel()

@@ -2,9 +2,9 @@
 
 import itertools
 import math
-import os
 import random
 import signal
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     def stops(*arguments: object) -> tuple[Tensor, Tensor]:
         call = next(calls)
         if call == 7:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         if call == 13:
             raise Killed
         return score(*arguments)
@@ -125,6 +125,7 @@ def test_of_equally_good_states_the_last_is_kept(tmp_path: Path) -> None:
     assert state.best["weight"] == 2
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fcntl")
 def test_a_second_training_in_one_folder_is_refused(
     small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
@@ -135,6 +136,16 @@ def test_a_second_training_in_one_folder_is_refused(
     assert f"{tmp_path / 'run'}: another training is writing there" in capsys.readouterr().err
     run_train(monkeypatch, *arguments)
     assert log_of(tmp_path / "run")
+
+
+def test_without_fcntl_a_training_leaves_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, which deletes no file that is open."""
+    monkeypatch.setattr("parts.state.fcntl", None)
+    with alone_in(tmp_path / "run"):
+        assert not list((tmp_path / "run").iterdir())
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_every_flipped_bit_of_a_saved_state_is_noticed(
