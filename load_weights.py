@@ -6,8 +6,9 @@ Files and tensors carry the names that Hugging Face transformers gives them: a B
 folder from there opens here to the same ids, hidden states and scores, and what is written here
 opens there. No pickle is read or written, so a checkpoint from a stranger can't run code.
 
-Read it from top to bottom: names -> weights -> opening -> saving -> report. What the other files
-may say is in parts/config.py and parts/vocabulary.py.
+Read it from top to bottom: names -> weights -> opening -> saving -> report. What is
+checked on the way is in parts/checkpoint.py, and what the other files may say in parts/config.py
+and parts/vocabulary.py.
 """
 
 from parts.command import command
@@ -17,9 +18,7 @@ import dataclasses
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -28,12 +27,20 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from kformer import VARIANTS, KformerConfig, KformerForMultipleChoice, initialize
+from parts.checkpoint import (
+    check_saved_together,
+    check_tensor,
+    check_vocabulary,
+    fingerprint,
+    grouped,
+    in_words,
+    remarks,
+    weight_files,
+)
 from parts.config import load_config, make_config, read_config
-from parts.files import blaming, check_file, open_tensors, read_json, replacing
+from parts.files import blaming, open_tensors, replacing
 from parts.tokenizer import Tokenizer
 from parts.vocabulary import load_tokenizer
-
-WINDOWS = sys.platform == "win32"
 
 # ---------------------------------------------------------------------------------------- names
 
@@ -85,29 +92,6 @@ class LoadReport:
     notes: list[str]  # what else a user should know
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """model.safetensors, or the shards that model.safetensors.index.json lists."""
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if whole.is_file():
-        return [whole]
-    if index.is_file():
-        content = read_json(index)
-        with blaming(index):
-            return [folder / name for name in sorted(set(content["weight_map"].values()))]
-    if pickles := sorted(path.name for path in folder.glob("pytorch_model*.bin")):
-        check_file(folder / pickles[0])
-        raise FileNotFoundError(
-            f"{whole}: no such file, and {' + '.join(pickles)} is a pickle, which isn't read here. "
-            'To convert it, in that folder: python -c "import glob, torch, safetensors.torch as s; '
-            "files = glob.glob('pytorch_model*.bin'); "
-            "w = {k: t for f in files for k, t in torch.load(f, weights_only=True).items()}; "
-            "s.save_file({k: t.clone().contiguous() for k, t in w.items()}, 'model.safetensors')\""
-        )
-    others = sorted(path.name for path in folder.glob("*model*"))
-    but = f", but {' + '.join(others)}: transformers may be able to convert that" if others else ""
-    raise FileNotFoundError(f"{whole}: no such file{but}")
-
-
 class Unfilled(TorchFunctionMode):
     """In-place functions, which would fill new weights with a start, do nothing.
 
@@ -133,10 +117,8 @@ def load_weights(
 ) -> tuple[KformerForMultipleChoice, LoadReport]:
     """The model of `config` with the weights of a folder, in evaluation mode.
 
-    Tensors are mapped from the file, as transformers does it: as long as the model lives, the file
-    may be replaced, but mustn't be written into. Those that save_pretrained wrote are copied: a
-    product may round in another way where numbers don't lie at a multiple of 64 bytes. On Windows
-    all are copied, since a mapped file can't be replaced there.
+    Tensors are copied, not mapped from the file: so it may be replaced while the model lives, on
+    Windows, too, and where its numbers lie has no part in how a product rounds.
     """
     with blaming(folder / "config.json"):
         model = empty_model(config)
@@ -162,7 +144,6 @@ def read_tensors(
     tensors, unused = {}, []
     for path in weight_files(folder):
         with open_tensors(path) as file:
-            ours = "kformer" in (file.metadata() or {})
             for theirs in file.keys():
                 name = our_name(theirs)
                 if name in tensors:
@@ -174,7 +155,7 @@ def read_tensors(
                 else:
                     tensor = file.get_tensor(theirs)
                     check_tensor(theirs, tensor, wanted[name].shape, config)
-                    tensors[name] = tensor.clone() if ours or WINDOWS else tensor
+                    tensors[name] = tensor.clone()
     return tensors, unused
 
 
@@ -187,19 +168,6 @@ def check_unused(theirs: str, wanted: dict[str, Tensor]) -> None:
     if any(name.startswith(f"{module}.") for module in modules) or re.search("adapter|lora_", name):
         advice = "take weights that aren't quantised, with adapters merged into them"
         raise ValueError(f"{theirs} isn't built here: {advice}")
-
-
-def check_tensor(name: str, tensor: Tensor, wanted: torch.Size, config: KformerConfig) -> None:
-    """Raises ValueError for other numbers, and for a shape that the config doesn't ask for."""
-    if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        right = "floating-point numbers of 16 bits or more: take weights that aren't quantised"
-        raise ValueError(f"{name} holds {tensor.dtype}, must hold {right}")
-    if tensor.shape != wanted:
-        sizes = {k: v for k, v in vars(config).items() if k.endswith(("_size", "_embeddings"))}
-        wrong = set(wanted) - set(tensor.shape) or set(wanted)
-        asked = ", ".join(f"{k} {v}" for k, v in sizes.items() if v in wrong)
-        found, right = tuple(tensor.shape), tuple(wanted)
-        raise ValueError(f"{name} has shape {found}, but config.json asks for {right}: {asked}")
 
 
 def check_missing(folder: Path, new: list[str], unused: list[str], config: KformerConfig) -> None:
@@ -232,61 +200,6 @@ def open_folder(
     model, report = load_weights(folder, config)
     report.notes += remarks(read_config(folder) | overrides, config, tokenizer)
     return model, tokenizer, report
-
-
-def remarks(content: dict, config: KformerConfig, tokenizer: Tokenizer) -> list[str]:
-    """Sentences on what was taken for granted; `content` is that of config.json."""
-    said = []
-    if "model_type" not in content:
-        said.append(f"config.json has no model_type, by its names it is {config.model_type}")
-    if spare := config.vocab_size - len(tokenizer.vocab):
-        said.append(f"{spare} rows of the embeddings are of no token in the vocabulary")
-    dtype = content.get("dtype", content.get("torch_dtype", "float32"))
-    if dtype != "float32":
-        said.append(f"config.json has dtype {dtype}, but the states are float32 here")
-    return said
-
-
-def check_vocabulary(folder: Path, tokenizer: Tokenizer, config: KformerConfig) -> None:
-    """Raises ValueError for a tokenizer whose ids aren't the model's."""
-    size, last = len(tokenizer.vocab), tokenizer.vocab[-1]
-    if size > config.vocab_size:
-        raise ValueError(
-            f"{folder}: the vocabulary has {size} tokens, but vocab_size in config.json is "
-            f"{config.vocab_size}: take the vocabulary that came with the weights, or, if {last!r} "
-            "isn't in it, one that has it"
-        )
-    if tokenizer.pad_token_id != config.pad_token_id:
-        raise ValueError(
-            f"{folder}: {tokenizer.special[0]} has the id {tokenizer.pad_token_id}, but "
-            f"pad_token_id in config.json is {config.pad_token_id}: correct the wrong one"
-        )
-
-
-def fingerprint(fields: dict, tokenizer: Tokenizer) -> dict:
-    """What the shapes of the weights don't show of the config and the tokenizer they belong to."""
-    names = ("model_type", "num_attention_heads", "layer_norm_eps", "pad_token_id")
-    names += ("inject", "inject_layers", "num_facts")
-    files = json.dumps(sorted(tokenizer.files().items())).encode("utf-8")
-    return {n: fields.get(n) for n in names} | {"tokenizer": sha256(files).hexdigest()[:16]}
-
-
-def check_saved_together(folder: Path, tokenizer: Tokenizer) -> None:
-    """Raises ValueError where somebody was killed while saving over a model of another kind, by
-    the fingerprint that save_pretrained writes into the file of the weights.
-    """
-    if not (folder / "model.safetensors").is_file():
-        return
-    with open_tensors(folder / "model.safetensors") as file:
-        found = fingerprint(read_config(folder), tokenizer)
-        saved = json.loads((file.metadata() or {}).get("kformer", "null")) or found
-        for name in found:
-            if saved.get(name) != found[name]:
-                raise ValueError(
-                    f"saved with {name} {saved.get(name)}, but the files beside it have "
-                    f"{found[name]}: the folder was saved in part, save it again. (A setting is "
-                    "changed by load_pretrained(folder, num_facts=3), not in config.json.)"
-                )
 
 
 def load_pretrained(
@@ -367,41 +280,13 @@ def whole_tensors(model: KformerForMultipleChoice) -> dict[str, Tensor]:
 # -------------------------------------------------------------------------------------- report
 
 
-def grouped(names: list[str]) -> list[str]:
-    """encoder.layer.0.Wk.bias, encoder.layer.0.Wk.weight and the same of layers 1 and 2 ->
-    encoder.layer.0-2.Wk.bias/weight
-    """
-    groups = {}  # module -> its layers, its parameters
-    for name in names:
-        module, dot, parameter = name.rpartition(".")
-        general = re.sub(r"(?<=layer\.)\d+", "*", module + dot)
-        layers, parameters = groups.setdefault(general, (set(), set()))
-        layers.update(map(int, re.findall(r"(?<=layer\.)\d+", module)))
-        parameters.add(parameter)
-    return [
-        module.replace("*", span(layers)) + "/".join(sorted(parameters))
-        for module, (layers, parameters) in groups.items()
-    ]
-
-
-def span(layers: set[int]) -> str:
-    """{3, 4, 5} -> 3-5, {0, 2} -> 0,2"""
-    first, last = min(layers, default=0), max(layers, default=0)
-    whole = len(layers) > 2 and last - first + 1 == len(layers)
-    return f"{first}-{last}" if whole else ",".join(map(str, sorted(layers)))
-
-
 def describe(folder: Path, inject: str | None) -> None:
     """The report: kind and sizes, what went where, one sentence in tokens."""
     overrides = {} if inject is None else {"inject": inject}
     model, tokenizer, report = open_folder(folder, **overrides)
-    config = model.config
-    print(
-        f"model      {config.model_type}, injection {config.inject}: {config.num_hidden_layers} "
-        f"layers, hidden size {config.hidden_size}, {config.num_attention_heads} heads, FFN width "
-        f"{config.intermediate_size}, up to {config.max_tokens} tokens\n"
-        f"           {sum(p.numel() for p in model.parameters()):,} parameters"
-    )
+    sizes, parameters = in_words(model)
+    print(f"model      {model.config.model_type}, up to {model.config.max_tokens} tokens, {sizes}")
+    print(f"           {parameters}")
     for note in report.notes:
         print(f"note       {note}")
     lists = {"loaded": report.loaded, "unused": report.unused, "new": report.new}

@@ -13,7 +13,6 @@ that was stopped.
 from parts.command import command
 
 import argparse
-import re
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,15 +21,16 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from kformer import VARIANTS, KformerForMultipleChoice
-from load_weights import grouped, load_config, open_config, open_folder, save_pretrained
+from load_weights import load_config, open_config, open_folder, save_pretrained
+from parts.arguments import default_dtype, layer_numbers, positive
 from parts.batches import Encoded, accuracy, chance, encode, score, shuffled
+from parts.checkpoint import added_parameters, grouped, in_words
 from parts.effects import edited, gold, lines_of_report, measure
 from parts.inside import show
 from parts.processes import RANK, add_up_gradients, anywhere, join, my_share
@@ -39,6 +39,7 @@ from parts.state import (
     LOG,
     TrainingState,
     alone_in,
+    check_finite,
     ctrl_c_finishes_the_step,
     finished,
     identity,
@@ -47,13 +48,6 @@ from parts.state import (
 from parts.tokenizer import Tokenizer
 
 # ----------------------------------------------------------------------------------- arguments
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
 
 
 def make_parser(several: bool = False) -> argparse.ArgumentParser:
@@ -122,34 +116,6 @@ def resolve(args: Namespace) -> Namespace:
     return args
 
 
-def layer_numbers(text: str, depth: int) -> tuple[int, ...]:
-    """ "0-2,5" -> (0, 1, 2, 5); "all"; "bottom", "middle", "top": a third of `depth` layers."""
-    if not re.fullmatch(r"top|middle|bottom|all|\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", text):
-        raise ValueError(f"--layers {text}: must be bottom, middle, top, all, or 2, 0-2, 0,2")
-    third = max(1, depth // 3)
-    names = {"bottom": (0, third), "middle": (third, depth - third), "top": (depth - third, depth)}
-    if text in names or text == "all":
-        numbers = range(*names.get(text, (0, depth)))
-    else:
-        ends = [part.split("-") for part in text.split(",")]
-        numbers = {i for pair in ends for i in range(int(pair[0]), int(pair[-1]) + 1)}
-    if not numbers or max(numbers) >= depth:
-        raise ValueError(f"--layers {text}: the model has the layers 0 to {depth - 1}")
-    return tuple(sorted(numbers))
-
-
-def default_dtype(hidden_size: int, device: str) -> torch.dtype:
-    """bfloat16 where products of matrices are most of the work, and the machine has instructions
-    for it; without them it's emulated, and many times as slow as float32.
-    """
-    if device == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        known = getattr(torch.cpu, "get_capabilities", dict)()  # older versions don't say it
-        native = known.get("avx512_bf16") or known.get("amx_bf16")
-    return torch.bfloat16 if native and hidden_size >= 256 else torch.float32
-
-
 # ------------------------------------------------------------------------- questions and model
 
 
@@ -212,28 +178,14 @@ def describe(task: Task, args: Namespace) -> None:
     here = Path.cwd()
     source = args.data.relative_to(here) if args.data.is_relative_to(here) else args.data
     print(f"data      {source}: {sizes} questions of {' or '.join(map(str, choices))} choices")
-    config = task.model.config
     if shortened := sum(q.shortened for q in everything):
-        print(f"          {shortened:,} of them cut at the front to {config.max_tokens} tokens")
-    rules = baselines(task.questions["train"], task.questions[task.held_out])
-    print(f"chance    {chance(task.data[task.held_out]):.1%}; {rules}")
-    added = added_parameters(task.model)
-    where = f" in layers {' '.join(map(str, config.inject_layers))}" if added else ""
-    print(
-        f"model     {config.num_hidden_layers} layers, hidden size {config.hidden_size}, "
-        f"{config.num_attention_heads} heads; injection: {config.inject}{where}"
-    )
-    total = sum(p.numel() for p in task.model.parameters())
-    print(
-        f"          {total:,} parameters, {added:,} of them for the facts; "
-        f"products in {str(args.dtype).removeprefix('torch.')}"
-    )
-
-
-def added_parameters(model: KformerForMultipleChoice) -> int:
-    """How many parameters are there for the facts."""
-    of_facts = re.compile(r"fact_embeddings\.|.*\.W[kv]\.")
-    return sum(p.numel() for name, p in model.named_parameters() if of_facts.match(name))
+        most = task.model.config.max_tokens
+        print(f"          {shortened:,} of them cut at the front to {most} tokens")
+    train, held_out = task.questions["train"], task.questions[task.held_out]
+    print(f"chance    {chance(task.data[task.held_out]):.1%}; {baselines(train, held_out)}")
+    sizes, parameters = in_words(task.model)
+    print(f"model     {sizes}")
+    print(f"          {parameters}; products in {str(args.dtype).removeprefix('torch.')}")
 
 
 # ------------------------------------------------------------------------------------ training
@@ -290,7 +242,7 @@ def train(task: Task, args: Namespace, run_id: dict, say: Callable[[str], None])
             loss.backward()
             add_up_gradients(model, loss)  # over the processes
             norm = clip_grad_norm_(model.parameters(), 1.0)
-            check_finite(loss, norm, step, batch, task)
+            check_finite(loss, norm, step, batch, task.data["train"])
             optimizer.step()
             scheduler.step()
 
@@ -306,17 +258,6 @@ def train(task: Task, args: Namespace, run_id: dict, say: Callable[[str], None])
                 raise KeyboardInterrupt(f"saved after step {step:,}, the same command goes on")
     model.load_state_dict(state.best)
     return state
-
-
-def check_finite(loss: Tensor, norm: Tensor, step: int, batch: list[Encoded], task: Task) -> None:
-    """Raises ValueError, with the numbers of the questions, for a step that can't be made."""
-    if not torch.isfinite(loss + norm):
-        some = {id(q) for q in batch}
-        numbers = [i for i, q in enumerate(task.data["train"], 1) if id(q) in some]
-        raise ValueError(
-            f"step {step}: the loss is {loss:.3g}, the length of its gradient {norm:.3g}, with the "
-            f"training questions {numbers}; what was saved before is kept; a smaller --lr may help"
-        )
 
 
 def row_of_report(row: dict) -> str:

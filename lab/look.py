@@ -6,8 +6,8 @@
 from parts.command import command
 
 from lab.saved import make_parser, open_saved
+from parts.arguments import positive
 from parts.inside import show
-from train import positive
 
 
 @command()

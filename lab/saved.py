@@ -8,10 +8,10 @@ import torch
 
 from kformer import KformerForMultipleChoice
 from load_weights import open_folder
+from parts.arguments import default_dtype, positive
 from parts.files import blaming, read_text
 from parts.questions import Question, look_up, read_questions
 from parts.tokenizer import Tokenizer
-from train import default_dtype, positive
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:

@@ -18,8 +18,8 @@ from torch import nn
 from kformer import KformerForMultipleChoice
 from lab.saved import open_saved
 from lab.table import over_seeds
-from load_weights import span
 from parts.batches import Encoded, by_length, chance, encode, score
+from parts.checkpoint import span
 from parts.effects import gold, is_gold
 
 

@@ -27,9 +27,10 @@ from transformers import AutoTokenizer, BertForMultipleChoice
 
 from kformer import VARIANTS
 from load_weights import open_folder
+from parts.arguments import default_dtype
 from parts.batches import Encoded, accuracy, encode, predictions, score, shuffled
 from parts.questions import Question, read_questions
-from train import default_dtype, parameter_groups
+from train import parameter_groups
 
 DTYPES = (torch.float32, torch.bfloat16)
 STEPS, BATCH, HELD_OUT = 10, 16, 300  # of a round of the first table; questions

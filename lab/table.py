@@ -16,8 +16,8 @@ from statistics import mean, stdev
 
 from tqdm import tqdm
 
-from load_weights import span
 from parts.batches import chance
+from parts.checkpoint import span
 from parts.files import replacing
 from parts.processes import RANK, join
 from parts.state import alone_in

@@ -3,6 +3,7 @@
     identity                  what decides the result of a run: with the same one, a run is the same
     finished                  what a run with this identity left
     TrainingState             model, optimizer, random numbers and progress, saved as one file
+    check_finite              a step that can't be made ends the run
     ctrl_c_finishes_the_step  Ctrl-C stops between two steps, when all is whole
 """
 
@@ -218,6 +219,17 @@ def checksum(tensors: dict[str, Tensor], *others: object) -> int:
         found = zlib.crc32(f"{name} {tensor.dtype} {tensor.shape}".encode(), found)
         found = zlib.crc32(tensor.cpu().contiguous().numpy(), found)
     return found
+
+
+def check_finite(loss: Tensor, norm: Tensor, step: int, batch: list, data: list) -> None:
+    """Raises ValueError, with the numbers of the questions, for a step that can't be made."""
+    if not torch.isfinite(loss + norm):
+        some = {id(q) for q in batch}
+        numbers = [i for i, q in enumerate(data, 1) if id(q) in some]
+        raise ValueError(
+            f"step {step}: the loss is {loss:.3g}, the length of its gradient {norm:.3g}, with the "
+            f"training questions {numbers}; what was saved before is kept; a smaller --lr may help"
+        )
 
 
 @contextmanager

@@ -422,22 +422,11 @@ def test_weights_beside_the_files_of_another_tokenizer_are_refused(tmp_path: Pat
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="only Linux tells")
-@pytest.mark.parametrize("windows", [False, True])
-def test_a_file_is_mapped_only_where_it_can_be_replaced(
-    windows: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On Windows a model is saved into the folder that it was opened from, too."""
-
-    def mapped(folder: Path) -> bool:
-        return str(folder) in Path("/proc/self/maps").read_text()
-
-    monkeypatch.setattr(load_weights, "WINDOWS", windows)
+def test_no_file_stays_mapped(folder: Path) -> None:
+    """On Windows it couldn't be replaced, and saved is often into the folder that was opened."""
     model, tokenizer = load_pretrained(folder)
-    assert mapped(folder) is not windows
-    save_pretrained(model, tokenizer, tmp_path / "saved")
-    ours, tokenizer = load_pretrained(tmp_path / "saved")
-    assert not mapped(tmp_path / "saved")
-    save_pretrained(ours, tokenizer, tmp_path / "saved")
+    assert str(folder) not in Path("/proc/self/maps").read_text()
+    save_pretrained(model, tokenizer, folder)
 
 
 needs_fcntl = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fcntl")
@@ -719,7 +708,9 @@ def test_the_report_says_what_is_in_a_folder(
     load_weights.main()
     said = capsys.readouterr().out
     for part in (
-        f"{folder.name}, injection ffn: 3 layers, hidden size 16",
+        f"{folder.name}, up to ",
+            "3 layers, hidden size 16",
+            "injection: ffn in layers 1 2",
         "loaded     57\n",
         "unused     0\n",
         "new        9\n             encoder.layer.1,2.Wk.bias/weight\n",
