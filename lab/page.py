@@ -63,8 +63,8 @@ def page(
     yield f"<style>{STYLE}{shown} {{ display: block }}</style></head><body><h1>{safe(title)}</h1>"
     if meaning := MEANING.get(model.config.inject):
         yield f"<p>The stronger a cell's colour, {meaning}; blue is below 0. The number: its row's"
-        yield "most. → are the words nearest to what a fact writes in the top layer, its V. A click"
-        yield "on a choice shows its picture.</p>"
+        yield "most. → are the words nearest to what a fact writes there, its V. A click on a"
+        yield "choice shows its picture.</p>"
     yield "<main>"
     for n, q in enumerate(questions, 1):
         yield button("q", n, n == 1, f'title="{safe(q.question)}"', str(n))
@@ -87,7 +87,7 @@ def versions(
                 ("with it edited", new, other)]  # fmt: skip
     looks, most = [look_into(model, tokenizer, version, dtype) for *_, version in some], {}
     for layer, fired in chain(*(choice.fired.items() for choice in chain(*looks))):
-        most[layer] = max(most.get(layer, 1e-9), float(fired.max()))  # one scale for all
+        most[layer] = max(most.get(layer, 1e-9), float(fired.abs().max()))  # one scale
     for n, ((name, fact, version), seen) in enumerate(zip(some, looks, strict=True)):
         yield f"<article><h3>{name}<small>{safe(fact)}</small></h3>"
         likeliest = max(seen, key=lambda choice: choice.probability)
@@ -105,7 +105,7 @@ def versions(
 
 
 def table(choice: Seen, layer: str, most: float, marked: str) -> Iterator[str]:
-    """Facts against tokens; in the top layer with the words nearest to what a fact writes."""
+    """Facts against tokens; in the last layer with the words nearest to what a fact writes."""
     yield f'<table><caption>{layer}</caption><thead><tr><td colspan="2"></td>'
     yield "".join(f"<th>{safe(token)}</th>" for token in choice.tokens) + "</tr></thead><tbody>"
     for fact, words, row in zip(choice.facts, choice.writes, choice.fired[layer].T, strict=True):

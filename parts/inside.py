@@ -170,7 +170,7 @@ def show(
         yield f"    {printable(fact):<28}  -> {words}" if words else f"    {printable(fact)}"
     layers = {name: None for choice in two for name in choice.fired}
     if layers:
-        yield "  -> are the words nearest to what a fact writes in the top layer, its V."
+        yield f"  -> are the words nearest to what a fact writes in {[*layers][-1]}, its V."
         yield f"  The darker a cell, {MEANING[model.config.inject]}; the number: its row's most."
     for layer in layers:
         some = [choice for choice in two if choice.fired]

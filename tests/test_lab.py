@@ -34,7 +34,24 @@ def test_a_saved_run_is_looked_into(
     said = capsys.readouterr().out
     assert "Question 2:" in said
     assert "Question 3:" not in said
-    assert said.count("  layer 1\n") == said.count("  layer 2\n") == 2
+    assert said.count("  layer 1 of 0 to 2") == said.count("  layer 2 of 0 to 2") == 2
+
+
+def test_a_saved_run_is_looked_into_with_a_browser(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "look.html"
+    run_command(monkeypatch, look, saved, "--html", path)
+    assert "20 questions" in capsys.readouterr().out
+    text = path.read_text(encoding="utf-8")
+    assert text.count("<section>") == 20
+    assert text.count("</html>") == 1
+    assert list(tmp_path.iterdir()) == [path]
+    for wrong in (path, tmp_path / "no" / "folder.html"):
+        with pytest.raises(SystemExit):
+            run_command(monkeypatch, look, saved, "--html", wrong, "--show", 1)
+        assert f"--html {wrong}: " in capsys.readouterr().err
+    assert path.read_text(encoding="utf-8") == text
 
 
 def test_a_saved_run_is_measured_as_it_was_after_training(
