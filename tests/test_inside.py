@@ -74,6 +74,7 @@ def test_a_question_is_shown_with_what_fired_for_the_taken_choice_and_the_runner
     choices = seen(model, QUESTION)
     order = sorted(range(3), key=lambda i: -choices[i].probability)
     assert order[0], "the first choice would be a poor test"
+    fired = [choice.fired["layer 1 of 0 to 2"] for choice in choices]
     for answer in (order[1], order[0]):
         lines = shown(model, replace(QUESTION, answer=answer))
         assert lines[0] == "w9 w10"
@@ -91,14 +92,25 @@ def test_a_question_is_shown_with_what_fired_for_the_taken_choice_and_the_runner
             mark = ">" if i == order[0] else " "
             assert lines[start].startswith(f"  {mark} {QUESTION.choices[i]}  ")
             assert lines[start].split()[-2] == QUESTION.choices[i].split()[-1], "its own tokens"
-            most = [f"{n:.2f}" for n in choices[i].fired["layer 1 of 0 to 2"].amax(0).tolist()]
-            assert [row[:10].strip() for row in lines[start + 1 : start + 3]] == most
+            rows, most = lines[start + 1 : start + 3], fired[i].amax(0).tolist()
+            assert [row[:10].strip() for row in rows] == [f"{n:.2f}" for n in most]
         assert len(lines) == 15
     assert max(map(len, lines)) <= 100
     wild = Question("", WILD + 500 * "w", [WILD, "w7"], None, [[f"w6 {WILD}"]])
     lines = shown(model, wild)
     assert "".join(lines).isprintable()
     assert max(map(len, lines)) <= 300
+
+
+def test_the_pictures_of_a_layer_have_one_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    choices = [
+        inside.Seen(text, p, ["owl"], ["an owl"], [""], {"layer 0 of 0 to 2": torch.tensor([[most]])})
+        for text, p, most in (("taken", 0.9, 2.0), ("second", 0.1, 4.0))
+    ]
+    monkeypatch.setattr(inside, "look_into", lambda *_: choices)
+    taken, second = [line for line in shown(tiny("ffn"), QUESTION) if line.endswith((":::", "###"))]
+    assert taken.split() == ["2.00", "an", "owl", ":::"]
+    assert second.split() == ["4.00", "an", "owl", "###"]
 
 
 def test_what_fired_is_what_the_model_has_whichever_slots_are_empty() -> None:
@@ -263,6 +275,10 @@ def test_a_page_loads_nothing_and_escapes_everything(inject: str) -> None:
     assert not re.search(r"url|@import|http", style)
     assert all(re.fullmatch(r"--share:[\d.]+%?", value) for n, value in attributes if n == "style")
     assert all(c.isprintable() or c == "\n" for c in text)
+    if inject != "ffn":
+        lists = [version.facts[0] for version in (GOLDEN, removed(GOLDEN), edited(GOLDEN))]
+        facts = [fact for facts in lists for _ in GOLDEN.choices for fact in facts]
+        assert [text for _, text in html.all("p")][: len(facts)] == facts, "instead of pictures"
     shown = " ".join(text for tag, _, text in html.found if tag in ("h1", "h2", "th", "p", "span"))
     assert shown.count("<script>alert('\"&')</script>") >= 6, "as a text"
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lab import crowd, look, measure, predict, silence
+from lab.saved import write_new
 from load_weights import load_pretrained, load_tokenizer
 from parts.batches import accuracy, encode
 from parts.effects import gold, removed
@@ -49,8 +50,10 @@ def test_a_saved_run_is_looked_into_with_a_browser(
     assert list(tmp_path.iterdir()) == [path]
     for wrong in (path, tmp_path / "no" / "folder.html"):
         with pytest.raises(SystemExit):
-            run_command(monkeypatch, look, saved, "--html", wrong, "--show", 1)
+            run_command(monkeypatch, look, "not/opened", "--html", wrong)
         assert f"--html {wrong}: " in capsys.readouterr().err
+        with pytest.raises(ValueError, match="--html"):
+            write_new(wrong, "", "--html")
     assert path.read_text(encoding="utf-8") == text
 
 
