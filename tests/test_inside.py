@@ -104,7 +104,7 @@ def test_a_question_is_shown_with_what_fired_for_the_taken_choice_and_the_runner
 
 def test_the_pictures_of_a_layer_have_one_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     choices = [
-        inside.Seen(text, p, ["owl"], ["an owl"], [""], {"layer 0 of 0 to 2": torch.tensor([[most]])})
+        inside.Seen(text, p, ["owl"], ["an owl"], [""], {"layer 0": torch.tensor([[most]])})
         for text, p, most in (("taken", 0.9, 2.0), ("second", 0.1, 4.0))
     ]
     monkeypatch.setattr(inside, "look_into", lambda *_: choices)
