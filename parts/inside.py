@@ -92,7 +92,7 @@ def look_into(
     data, last = encode(q, tokenizer, model.config), model.config.num_hidden_layers - 1
     [(_, scores)] = scored(model, [data], dtype, look=True)
     probabilities, layers, seen = scores[0].softmax(-1).tolist(), fact_scores(model), []
-    words = nearest_words(model, tokenizer, max(layers)) if layers else ""
+    words = nearest_words(model, tokenizer, max(layers), dtype) if layers else ""
     for i, ids in enumerate(data.input_ids):
         tokens, texts = [word(tokenizer, token) for token in ids], kept_texts(model, q, data, 0, i)
         real = [n for n, text in enumerate(texts) if text]
@@ -105,20 +105,21 @@ def look_into(
 
 @torch.inference_mode()
 def nearest_words(
-    model: KformerForMultipleChoice, tokenizer: Tokenizer, layer: int
+    model: KformerForMultipleChoice, tokenizer: Tokenizer, layer: int, dtype: torch.dtype
 ) -> list[list[str]]:
     """For each fact that the last forward pass kept for its first question, (1 or C, N), the three
     words whose embeddings have the largest cosine with its V = F Wv + bv. Tokens that are special
     or have no letter or digit aren't words.
 
     V is what the fact adds, where it fires, to a state that began as a sum of embeddings, and the
-    words are a name for it. They aren't a proof: Wv starts on the diagonal, where V consists of the
-    fact's own words, or at 0, which is near no word; and what attention's output matrix and the
+    words are a name for it. They aren't a proof: Wv starts at 0, which is near no word, or on the
+    diagonal, where V consists of the fact's own words; and what attention's output matrix and the
     layers above make of V, they don't say.
     """
     kept, table = model.kept_facts[0], model.embeddings.word_embeddings.weight
     F = mean_embedding(model.fact_embeddings, kept, kept != model.config.pad_token_id)
-    V = model.encoder.layer[layer].Wv(F)  # (1 or C, N, D)
+    with torch.autocast(table.device.type, dtype, enabled=dtype != torch.float32):
+        V = model.encoder.layer[layer].Wv(F).float()  # (1 or C, N, D)
     names = [word(tokenizer, i) for i in range(len(tokenizer.vocab))]
     special = [tokenizer.ids.get(token) for token in tokenizer.special]
     ids = [i for i, n in enumerate(names) if i not in special and any(map(str.isalnum, n))]
