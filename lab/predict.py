@@ -6,19 +6,10 @@
 from parts.command import command
 
 import json
-import os
 from pathlib import Path
 
-from lab.saved import make_parser, open_saved
-from parts.files import replacing
+from lab.saved import check_new, make_parser, open_saved, write_new
 from parts.inside import answers
-
-
-def check_new(path: Path) -> None:
-    if os.path.lexists(path):
-        raise ValueError(f"--out {path}: is there already; name a new file")
-    if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"--out {path}: no folder that can be written into")
 
 
 @command()
@@ -35,9 +26,7 @@ def main() -> None:
         choice = probabilities.index(max(probabilities))
         row = {"choice": choice, "text": q.choices[choice], "probabilities": probabilities}
         lines.append(json.dumps(row | {"facts": facts}) + "\n")
-    check_new(args.out)  # it took a while
-    with replacing(args.out.parent) as new:
-        (new / args.out.name).write_text("".join(lines), encoding="utf-8")
+    write_new(args.out, "".join(lines))
     print(f"{args.out}: {len(questions):,} answers, a line each")
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from kformer import KformerForMultipleChoice
 from load_weights import open_folder
 from parts.arguments import default_dtype, positive
-from parts.files import blaming, read_text
+from parts.files import blaming, read_text, replacing
 from parts.questions import Question, look_up, read_questions
 from parts.tokenizer import Tokenizer
 
@@ -60,3 +61,18 @@ def run_arguments(folder: Path) -> dict:
         return {}
     with blaming(path):
         return json.loads(read_text(path).splitlines()[0])["arguments"]
+
+
+def check_new(path: Path, option: str = "--out") -> None:
+    if os.path.lexists(path):
+        raise ValueError(f"{option} {path}: is there already; name a new file")
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"{option} {path}: no folder that can be written into")
+
+
+def write_new(path: Path, text: str, option: str = "--out") -> None:
+    """A whole file or none, in the place of no other: that was checked before, but it took a while.
+    """
+    check_new(path, option)
+    with replacing(path.parent) as new:
+        (new / path.name).write_text(text, encoding="utf-8")

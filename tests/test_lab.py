@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lab import ask, crowd, look, measure, predict, silence
+from lab.saved import write_new
 from load_weights import load_pretrained, load_tokenizer, save_pretrained
 from parts.batches import accuracy, encode
 from parts.effects import gold, removed
@@ -36,7 +37,26 @@ def test_a_saved_run_is_looked_into(
     said = capsys.readouterr().out
     assert "Question 2:" in said
     assert "Question 3:" not in said
-    assert said.count("  layer 1\n") == said.count("  layer 2\n") == 2
+    assert said.count("  layer 1 of 0 to 2") == said.count("  layer 2 of 0 to 2") == 2
+
+
+def test_a_saved_run_is_looked_into_with_a_browser(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "look.html"
+    run_command(monkeypatch, look, saved, "--html", path)
+    assert "20 questions" in capsys.readouterr().out
+    text = path.read_text(encoding="utf-8")
+    assert text.count("<section>") == 20
+    assert text.count("</html>") == 1
+    assert list(tmp_path.iterdir()) == [path]
+    for wrong in (path, tmp_path / "no" / "folder.html"):
+        with pytest.raises(SystemExit):
+            run_command(monkeypatch, look, "not/opened", "--html", wrong)
+        assert f"--html {wrong}: " in capsys.readouterr().err
+        with pytest.raises(ValueError, match="--html"):
+            write_new(wrong, "", "--html")
+    assert path.read_text(encoding="utf-8") == text
 
 
 def test_a_saved_run_is_measured_as_it_was_after_training(
