@@ -398,16 +398,19 @@ def initialize_projection(
 ) -> None:
     """Fills Wk or Wv of a layer; `name` is "Wk.weight", "Wk.bias", "Wv.weight" or "Wv.bias".
 
-    A key starts as its fact, Wk = I, and so fires at the fact's words. From scratch "attention" has
-    Wk = 4 I: a mean of words is shorter than the words that it competes with in the softmax. Wv is
-    I in "attention" and 0 in "ffn": there the first step is exactly the plain encoder, and what the
-    facts of several layers add is learned, not undone. Biases are 0.
+    A key starts as its fact, Wk = I, and so fires at the fact's words. In "ffn" Wv starts at 0: the
+    first step is exactly the plain encoder, and what the facts of several layers add is learned,
+    not undone. In "attention" it starts at I, and from scratch Wk = Wv = 4 I: a mean of words is
+    shorter than the words that it competes with in the softmax. Biases are 0.
     """
+    diagonal = 1.0
+    if config.inject == "attention" and from_scratch:
+        diagonal = 4.0
+    if config.inject == "ffn" and name == "Wv.weight":
+        diagonal = 0.0
     parameter.zero_()
-    if name == "Wk.weight":
-        parameter.diagonal().fill_(4 if config.inject == "attention" and from_scratch else 1)
-    if name == "Wv.weight" and config.inject == "attention":
-        parameter.diagonal().fill_(1)
+    if name.endswith("weight"):
+        parameter.diagonal().fill_(diagonal)
 
 
 @torch.no_grad()

@@ -589,7 +589,7 @@ def test_words_start_at_right_angles_where_there_is_room() -> None:
 
 
 @exercise(7)
-@pytest.mark.parametrize(("inject", "Wk", "Wv"), [("ffn", 1, 0), ("attention", 4, 1)])
+@pytest.mark.parametrize(("inject", "Wk", "Wv"), [("ffn", 1, 0), ("attention", 4, 4)])
 def test_wk_and_wv_from_scratch(inject: str, Wk: float, Wv: float) -> None:
     config = KformerConfig(40, 12, 4, 2, inject=inject)
     model = attempt("initialize_projection", Kformer, config)

@@ -175,12 +175,12 @@ WRONG = {
     ],
     "initialize_projection": [
         ("parameter.zero_()", "parameter.normal_(std=0.02); return", "Wk = 1 I and no bias"),
-        ("else 1)", "else -1)", "Wk = 1 I and no bias"),
-        ('"Wv.weight" and config.inject == "attention"', '"Wv.weight"', "Wv = 0 I"),
-        ('config.inject == "attention":', "not from_scratch:",
-         "attention from scratch: Wv = 1 I"),
-        ("fill_(1)", "fill_(4 if from_scratch else 1)", "attention from scratch: Wv = 1 I"),
-        ("fill_(4 if", "fill_(1 if", "attention from scratch: Wk = 4 I"),
+        ("diagonal = 1.0", "diagonal = -1.0", "Wk = 1 I and no bias"),
+        ('config.inject == "ffn" and name == "Wv.weight"', 'config.inject == "ffn"', ": Wk = 1 I"),
+        ("diagonal = 0.0", "diagonal = 1.0", "Wv = 0 I"),
+        ("diagonal = 0.0", "diagonal = 1e-3", "Wv = 0 I"),
+        ("diagonal = 0.0", "diagonal = float(from_scratch)", "ffn from scratch: Wv = 0 I"),
+        ("diagonal = 4.0", "diagonal = 1.0", "attention from scratch"),
         ("and from_scratch", "", "attention after a checkpoint"),
         ("parameter.zero_()", "", "no bias"),
         ("parameter.zero_()", "parameter.fill_(1e-3)", "no bias"),
@@ -261,11 +261,11 @@ RIGHT = {
                 theirs = theirs.removesuffix(old) + new
         return translate(theirs, NAMES)""",
     "initialize_projection": """
-        scale = 4 if from_scratch and config.inject == "attention" and "Wk" in name else 1
-        if "bias" in name:
-            return nn.init.zeros_(parameter)
+        scale = 4 if config.inject == "attention" and from_scratch else 1
         if config.inject == "ffn" and "Wv" in name:
             scale = 0
+        if "bias" in name:
+            return nn.init.zeros_(parameter)
         parameter.data = scale * torch.eye(len(parameter))""",
     "BM25.__init__": """
         places, lengths = {}, []
