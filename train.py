@@ -78,7 +78,7 @@ def make_parser(several: bool = False) -> argparse.ArgumentParser:
         help="look up N candidate facts for each choice in facts.txt (default: as many as are "
         "kept, for questions that bring none)")
     add("--steps", type=positive, metavar="N",
-        help="batches to train on (default: 600, with a checkpoint four epochs)")
+        help="batches to train on (default: 700, with a checkpoint four epochs)")
     add("--batch-size", type=positive, default=32, help="questions in a batch (default: 32)")
     add("--lr", type=float, help="learning rate (default: 1e-3, with a checkpoint 5e-5)")
     add("--seed", type=int, default=[0] if several else 0, metavar="N", **more,
@@ -165,7 +165,7 @@ def prepare(args: Namespace, say: Callable[[str], None] = print) -> Task:
     questions, data = read_data(args.data, folder, candidates, always=args.retrieve is not None)
     if args.steps is None:
         epoch = -(-len(data["train"]) // args.batch_size)
-        args.steps = 4 * epoch if args.checkpoint else 600
+        args.steps = 4 * epoch if args.checkpoint else 700
     answered = [s for s, part in questions.items() if all(q.answer is not None for q in part)]
     return Task(model.to(args.device), tokenizer, rates, questions, data, answered[-1])
 

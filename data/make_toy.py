@@ -45,7 +45,7 @@ CONFIG = {  # of the model that train.py trains on this world
     "pad_token_id": 0,
     "sep_token_id": 3,
 }
-SIZES = {"train": 10_000, "valid": 500, "test": 2_000}
+SIZES = {"train": 10_000, "valid": 500, "test": 1_000}
 SEED = 2022
 
 
