@@ -208,7 +208,8 @@ class SelfAttention(nn.Module):
     q comes from x, k and v from context, (..., T', D): x itself or, where x is [CLS] alone, the
     text behind it. With knowledge they become [K; k] and [V; v], as if N more tokens stood first.
 
-    `fact_scores` (..., T, N) is the attention that each token gave each fact, mean of the heads.
+    `fact_scores` (..., T, N) is the attention that each token gave each fact, mean of the heads,
+    before dropout; None without knowledge.
     """
 
     def __init__(self, config: KformerConfig) -> None:
@@ -252,7 +253,8 @@ class FFN(nn.Module):
     torch's nn.Linear multiplies with its weight transposed: the keys, columns of W1 in the paper,
     are the rows of `W1.weight`, and the values are the columns of `W2.weight`.
 
-    `fact_scores` (..., T, N) is gelu(x Kᵀ): how strongly each fact fired at each token.
+    `fact_scores` (..., T, N) is gelu(x Kᵀ), and 0 in an empty slot: how strongly each fact fired at
+    each token. None without knowledge.
     """
 
     def __init__(self, config: KformerConfig) -> None:
@@ -398,16 +400,17 @@ def initialize_projection(
 ) -> None:
     """Fills Wk or Wv of a layer; `name` is "Wk.weight", "Wk.bias", "Wv.weight" or "Wv.bias".
 
-    A key starts as its fact, Wk = I, and so fires at the fact's words. In "ffn" Wv starts at 0: the
-    first step is exactly the plain encoder, and what the facts of several layers add is learned,
-    not undone. In "attention" it starts at I, and from scratch Wk = Wv = 4 I: a mean of words is
-    shorter than the words that it competes with in the softmax. Biases are 0.
+    A key starts as its fact, Wk = I, and so fires at the fact's words. In "ffn" Wv starts at 0
+    after a checkpoint, so that the first step is exactly the plain encoder, and from scratch at
+    I / 20: what facts add, layer by layer, mustn't drown the text. In "attention" Wv starts at I,
+    and from scratch Wk = Wv = 4 I: a mean of words is shorter than the words that it competes with
+    in the softmax. Biases are 0.
     """
     diagonal = 1.0
     if config.inject == "attention" and from_scratch:
         diagonal = 4.0
     if config.inject == "ffn" and name == "Wv.weight":
-        diagonal = 0.0
+        diagonal = 0.05 if from_scratch else 0.0
     parameter.zero_()
     if name.endswith("weight"):
         parameter.diagonal().fill_(diagonal)
@@ -419,7 +422,7 @@ def initialize(model: Kformer, missing: Collection[str] | None = None) -> None:
 
     The release draws all from N(0, 0.02), as BERT does. A fact's key then has nothing to do with
     its words, and facts are hardly used (docs/results.md has the figures). So here the fact table
-    starts as the word table, and Wk and Wv near I (`initialize_projection`).
+    starts as the word table, and `initialize_projection` has Wk and Wv.
 
     From scratch, words are vectors at right angles (as far as D dimensions have room for them), so
     that the overlap of two texts counts their common words and nothing else. Attention's matrices
@@ -459,8 +462,6 @@ if __name__ == "__main__":
     fact_ids = torch.tensor([[[words.index(word) for word in ("owls", "eat", "mice")]]])
     print("scores of mice and oaks:          ", model(input_ids).tolist())
     print("with the fact that owls eat mice: ", model(input_ids, fact_ids=fact_ids).tolist())
-    nn.init.eye_(model.encoder.layer[1].Wv.weight)
-    print("the same, with Wv = I, not 0:     ", model(input_ids, fact_ids=fact_ids).tolist())
     fired = model.encoder.layer[1].ffn.fact_scores  # (B, C, T, N)
     for word, score in zip(texts[0], fired[0, 0, :, 0].tolist(), strict=True):
         print(f"in layer 1 it fired {score:6.3f} at {word}")

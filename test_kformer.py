@@ -277,6 +277,9 @@ def test_attention_with_a_prefix_learns_and_has_dropout() -> None:
     if (out - 1).abs().max() < 1e-5 or (out - out[..., :1]).abs().max() > 1e-5:
         fail(f"{name}: `dropout` must take shares away after the softmax, before the values are "
              "added up, and only in training.")  # fmt: skip
+    dropped = layer.fact_scores
+    layer.eval()(x, x, mask, (K, V, real))
+    compare("SelfAttention.fact_scores", dropped, layer.fact_scores, "Before dropout.")
 
 
 @exercise(2)
@@ -589,7 +592,7 @@ def test_words_start_at_right_angles_where_there_is_room() -> None:
 
 
 @exercise(7)
-@pytest.mark.parametrize(("inject", "Wk", "Wv"), [("ffn", 1, 0), ("attention", 4, 4)])
+@pytest.mark.parametrize(("inject", "Wk", "Wv"), [("ffn", 1, 0.05), ("attention", 4, 4)])
 def test_wk_and_wv_from_scratch(inject: str, Wk: float, Wv: float) -> None:
     config = KformerConfig(40, 12, 4, 2, inject=inject)
     model = attempt("initialize_projection", Kformer, config)
@@ -663,7 +666,7 @@ def test_the_zero_gate_of_ffn_is_the_plain_encoder_and_can_learn(kind: str) -> N
     compare(name, model.fact_embeddings.weight, words, "Facts are embedded like words.", limit=0)
     model.classifier.load_state_dict(plain.classifier.state_dict())
     questions, facts = tokens(B, C, T), tokens(B, N, L, seed=2)
-    scores = model(questions, fact_ids=facts)
+    scores = attempt(name, model, questions, fact_ids=facts)
     compare(name, scores, plain(questions),
             "Scores at the start: with Wv = 0 and bv = 0 every fact's value is 0, so that facts "
             "change nothing yet.", limit=0)  # fmt: skip

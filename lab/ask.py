@@ -43,7 +43,7 @@ def typed() -> Iterator[str]:
         with suppress(ImportError):  # Windows has none, and needs none
             import readline  # noqa: F401  the arrow keys edit, and bring back what was typed
     with suppress(EOFError):
-        while (line := input("> " if terminal else "").strip()) != "quit":
+        while (line := input("> " if terminal else "").strip()) not in ("quit", "exit", "q"):
             yield line
     if terminal:
         print()
@@ -62,7 +62,7 @@ def edit(q: Question, line: str) -> Question:
     """The question, changed as a line asks. A fact is changed for all choices that have it, a new
     one is for all choices. Raises ValueError, with what can be typed.
     """
-    found = re.fullmatch(r"([?+-]|(?:[A-Z]|\d+)(?=\s))\s*(.+)", line)
+    found = re.fullmatch(r"([?+-]|(?:[A-Z]|\d+)(?=[\s:])):?\s*(.+)", line)
     if not found:
         raise ValueError("There is nothing to undo." if line == "undo" else HOW)
     sign, text = found.groups()

@@ -35,6 +35,8 @@ def open_saved(
     answers_needed: bool = False,
 ) -> tuple[KformerForMultipleChoice, Tokenizer, list[Question], torch.dtype]:
     """The model, its tokenizer, the questions with their facts, and the dtype of products."""
+    if not run.is_dir():
+        raise FileNotFoundError(f"{run}: no such folder; python train.py saves its runs in runs/")
     model, tokenizer, _ = open_folder(run)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)

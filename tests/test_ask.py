@@ -90,6 +90,7 @@ def test_what_is_typed_changes_the_question() -> None:
 
 def test_where_choices_have_facts_of_their_own_all_that_have_it_get_the_change() -> None:
     assert ask.facts_of(OWN) == ["w5 w7", "w6", "w8", "w9 w9"]
+    assert ask.edit(OWN, "2: w13") == ask.edit(OWN, "2 w13")
     assert ask.edit(OWN, "2 w13").facts == [["w5 w7", "w13"], ["w13", "w8"], ["w9 w9"]]
     assert ask.edit(OWN, "- 2").facts == [["w5 w7"], ["w8"], ["w9 w9"]]
     assert ask.edit(OWN, "- 4").facts == [["w5 w7", "w6"], ["w6", "w8"], []]

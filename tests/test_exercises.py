@@ -79,6 +79,7 @@ WRONG = {
         ("self.dropout(probs) @ v", "self.dropout(probs @ v)", "`dropout` must take"),
         ("self.dropout(probs) @ v", "hide(self.dropout(scores), mask).softmax(-1) @ v",
          "`dropout` must take"),
+        ("self.fact_scores = probs", "self.fact_scores = self.dropout(probs)", "Before dropout"),
         ("mean(-3)", "amax(-3)", "mean of the heads"),
         ("mean(-3)", "sum(-3)", "mean of the heads"),
         ("[..., : K.shape[-2]]", "[..., -K.shape[-2] :]", "share of the attention"),
@@ -177,9 +178,9 @@ WRONG = {
         ("parameter.zero_()", "parameter.normal_(std=0.02); return", "Wk = 1 I and no bias"),
         ("diagonal = 1.0", "diagonal = -1.0", "Wk = 1 I and no bias"),
         ('config.inject == "ffn" and name == "Wv.weight"', 'config.inject == "ffn"', ": Wk = 1 I"),
-        ("diagonal = 0.0", "diagonal = 1.0", "Wv = 0 I"),
-        ("diagonal = 0.0", "diagonal = 1e-3", "Wv = 0 I"),
-        ("diagonal = 0.0", "diagonal = float(from_scratch)", "ffn from scratch: Wv = 0 I"),
+        ("else 0.0", "else 1.0", "after a checkpoint: Wv = 0 I"),
+        ("else 0.0", "else 1e-3", "after a checkpoint: Wv = 0 I"),
+        ("0.05 if from_scratch else 0.0", "0.0", "ffn from scratch: Wv = 0.05 I"),
         ("diagonal = 4.0", "diagonal = 1.0", "attention from scratch"),
         ("and from_scratch", "", "attention after a checkpoint"),
         ("parameter.zero_()", "", "no bias"),
@@ -263,7 +264,7 @@ RIGHT = {
     "initialize_projection": """
         scale = 4 if config.inject == "attention" and from_scratch else 1
         if config.inject == "ffn" and "Wv" in name:
-            scale = 0
+            scale = from_scratch / 20
         if "bias" in name:
             return nn.init.zeros_(parameter)
         parameter.data = scale * torch.eye(len(parameter))""",

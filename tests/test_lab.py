@@ -100,6 +100,9 @@ def test_a_checkpoint_from_elsewhere_needs_a_file_of_questions(
     with pytest.raises(SystemExit):
         run_command(monkeypatch, look, bare)
     assert "lab.predict take a file of them" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_command(monkeypatch, look, tmp_path / "nothing")
+    assert "nothing: no such folder; python train.py" in capsys.readouterr().err
     run_command(monkeypatch, look, bare, small_world / "valid.jsonl", "--show", 1)
     assert "Question 1:" in capsys.readouterr().out
 
