@@ -205,9 +205,9 @@ def parameter_groups(
 
 
 def lr_share(step: int, steps: int) -> float:
-    """The share of the full learning rate: up in the first fifth, then down to 0, linearly."""
-    warmup = max(1, steps // 5)
-    return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
+    """The share of the full learning rate: up in the first fifth, down to 0 in the last one."""
+    fifth = max(1, steps // 5)
+    return min(1.0, (step + 1) / fifth, (steps - step) / fifth)
 
 
 def train(task: Task, args: Namespace, run_id: dict, say: Callable[[str], None]) -> TrainingState:

@@ -285,6 +285,11 @@ def test_two_runs_of_a_seed_are_alike_and_another_seed_is_not(
     assert runs[0] == runs[1] != runs[2]
 
 
+def test_the_rate_warms_up_and_cools_down() -> None:
+    assert [train.lr_share(step, 10) for step in range(10)] == [0.5, *[1.0] * 8, 0.5]
+    assert train.lr_share(0, 1) == 1.0, "a single step is made at the full rate"
+
+
 def test_the_best_state_is_kept_and_measured_without_dropout(
     dropout_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
