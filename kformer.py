@@ -86,7 +86,7 @@ class KformerConfig:
 
     @property
     def max_tokens(self) -> int:
-        """The longest input. RoBERTa's first pad_token_id + 1 positions are never used."""
+        """The longest input. RoBERTa's first pad_token_id + 1 positions are no word's."""
         unused = self.pad_token_id + 1 if self.model_type == "roberta" else 0
         return self.max_position_embeddings - unused
 
@@ -140,16 +140,16 @@ def mean_embedding(table: nn.Embedding, ids: Tensor, mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def nearest_facts(
-    fact_ids: Tensor, table: nn.Embedding, question: Tensor, config: KformerConfig
+    fact_ids: Tensor, table: nn.Embedding, text: Tensor, config: KformerConfig
 ) -> Tensor:
-    """Keeps the `num_facts` of S candidates that are nearest to the question, in their old order.
+    """Keeps the `num_facts` of S candidates that are nearest to a text, in their old order.
 
     Nearest is the largest dot product of the two mean embeddings (paper, section 3.2; the release's
     transformer_sentence_encoder.py). Ties go to the first; empty slots only fill up.
 
-    fact_ids (..., S, L), question (..., D) -> (..., N, L), N = min(num_facts, S)
+    fact_ids (..., S, L), text (..., D), of a question and a choice -> (..., N, L), N at most S
     """
-    if fact_ids.dim() != question.dim() + 1:
+    if fact_ids.dim() != text.dim() + 1:
         raise ValueError(
             f"fact_ids {tuple(fact_ids.shape)} must have one dimension more than input_ids: for "
             "each row of tokens, facts and their tokens"
@@ -159,7 +159,7 @@ def nearest_facts(
     mask = fact_ids != config.pad_token_id
     # The dot product with a mean is the mean of dot products, so one product with each word of the
     # vocabulary is enough; to embed thousands of candidates would take gigabytes.
-    products = (question @ table.weight.T).take_along_dim(fact_ids.flatten(-2), -1)  # (..., S L)
+    products = (text @ table.weight.T).take_along_dim(fact_ids.flatten(-2), -1)  # (..., S L)
     products = products.unflatten(-1, fact_ids.shape[-2:]) * mask  # (..., S, L)
     relevance = products.sum(-1) / mask.sum(-1)  # (..., S)
     relevance = relevance.masked_fill(~mask.any(-1), -torch.inf)
@@ -206,7 +206,7 @@ class SelfAttention(nn.Module):
     """softmax(q kᵀ / sqrt(D/H)) v in H heads, then a linear layer: x (..., T, D) -> (..., T, D).
 
     q comes from x, k and v from context, (..., T', D): x itself or, where x is [CLS] alone, the
-    text behind it. With knowledge they become [K; k] and [V; v], as if N more tokens stood first.
+    whole text. With knowledge they become [K; k] and [V; v], as if N more tokens stood first.
 
     `fact_scores` (..., T, N) is the attention that each token gave each fact, mean of the heads,
     before dropout; None without knowledge.
@@ -297,7 +297,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor, facts: Facts | None) -> Tensor:
         knowledge: dict[str, Knowledge] = {}  # K = F Wk + bk, V = F Wv + bv, for one of the two
-        if facts is not None and self.inject != "none":
+        if facts is not None and self.inject != "none":  # nor "concat", where facts is None
             F, fact_mask = facts
             knowledge[self.inject] = self.Wk(F), self.Wv(F), fact_mask
         attended = self.attention(x, context, mask, knowledge.get("attention"))
@@ -320,7 +320,7 @@ class Kformer(nn.Module):
     `encoder.layer[i].ffn.fact_scores` or `.attention.fact_scores` says what they did.
     """
 
-    def __init__(self, config: KformerConfig) -> None:
+    def __init__(self, config: KformerConfig, from_scratch: bool = True) -> None:
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
@@ -329,7 +329,8 @@ class Kformer(nn.Module):
         if config.inject in ("attention", "ffn"):  # a table of their own (paper, section 3.2)
             self.fact_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.kept_facts: Tensor | None = None
-        initialize(self)
+        if from_scratch:
+            initialize(self)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None,
@@ -343,8 +344,8 @@ class Kformer(nn.Module):
         if fact_ids is not None and self.config.inject != "none":
             concat, words = self.config.inject == "concat", self.embeddings.word_embeddings
             table = words if concat else self.fact_embeddings
-            question = mean_embedding(words, input_ids, mask)
-            self.kept_facts = fact_ids = nearest_facts(fact_ids, table, question, self.config)
+            text = mean_embedding(words, input_ids, mask)
+            self.kept_facts = fact_ids = nearest_facts(fact_ids, table, text, self.config)
             if concat:
                 input_ids, mask, segments = append_facts(
                     input_ids, mask, segments, fact_ids, self.config
@@ -368,8 +369,8 @@ class KformerForMultipleChoice(Kformer):
     or (B, C, S, L). `cls_only` changes no score, only the `fact_scores` on top, to (B, C, 1, N).
     """
 
-    def __init__(self, config: KformerConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: KformerConfig, from_scratch: bool = True) -> None:
+        super().__init__(config, from_scratch)
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, 1)
@@ -428,7 +429,7 @@ def initialize(model: Kformer, missing: Collection[str] | None = None) -> None:
     that the overlap of two texts counts their common words and nothing else. Attention's matrices
     are near I, so that a token first looks for words like itself (Trockman and Kolter 2023, arXiv
     2305.09828), positions are sinusoids, from which concat learns what stands beside what, and
-    segments count half. The rest is as torch draws it.
+    segments are halved. The rest is as torch draws it.
     """
     from_scratch = missing is None
     for name, parameter in model.named_parameters():

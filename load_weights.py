@@ -6,9 +6,8 @@ Files and tensors carry the names that Hugging Face transformers gives them: a B
 folder from there opens here to the same ids, hidden states and scores, and what is written here
 opens there. No pickle is read or written, so a checkpoint from a stranger can't run code.
 
-Read it from top to bottom: names -> weights -> opening -> saving -> report. What is
-checked on the way is in parts/checkpoint.py, and what the other files may say in parts/config.py
-and parts/vocabulary.py.
+Read it from top to bottom: names, weights, opening, saving, report. What is checked on the way is
+in parts/checkpoint.py, what the other files may say in parts/config.py and parts/vocabulary.py.
 """
 
 from parts.command import command
@@ -109,7 +108,7 @@ class Unfilled(TorchFunctionMode):
 def empty_model(config: KformerConfig) -> KformerForMultipleChoice:
     """For weights that come from a file: memory is reserved, but never touched."""
     with Unfilled():
-        return KformerForMultipleChoice(config)
+        return KformerForMultipleChoice(config, from_scratch=False)
 
 
 def load_weights(

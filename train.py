@@ -94,7 +94,7 @@ def make_parser(several: bool = False) -> argparse.ArgumentParser:
 
 
 def resolve(args: Namespace) -> Namespace:
-    """Checks the arguments and fills in what is left to default, but for --steps."""
+    """Checks the arguments and fills in what is left to default, but for --steps: see `prepare`."""
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: no GPU is to be seen here, use --device cpu")
     if args.lr is not None and not 0 < args.lr < 1:
@@ -159,7 +159,7 @@ def prepare(args: Namespace, say: Callable[[str], None] = print) -> Task:
     else:
         config, tokenizer = open_config(folder, **fields)
         model = KformerForMultipleChoice(config)
-        # At the full rate its tanh saturates within a hundred steps, and concat dies more often.
+        # At the full rate the pooler's tanh soon saturates, and concat dies more often.
         rates = {"pooler.weight": 0.1, "pooler.bias": 0.1}
     candidates = None if args.inject == "none" else args.retrieve or args.facts
     questions, data = read_data(args.data, folder, candidates, always=args.retrieve is not None)

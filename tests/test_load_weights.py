@@ -386,6 +386,23 @@ def test_wrapped_and_tied_models_are_saved_as_they_are(wrapped: str, tmp_path: P
     assert all(torch.equal(expected[name], found[name]) for name in found)
 
 
+def test_a_model_with_more_dimensions_than_words_is_saved(tmp_path: Path) -> None:
+    model = tiny("ffn", hidden_size=64).float()
+    assert model.config.vocab_size < 64
+    save_pretrained(model, tiny_tokenizer(), tmp_path)
+    found = load_pretrained(tmp_path)[0].state_dict()
+    assert all(torch.equal(t, found[name]) for name, t in model.state_dict().items())
+
+
+def test_an_empty_model_leaves_the_dice_alone() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    config = tiny("ffn").config
+    torch.manual_seed(0)
+    load_weights.empty_model(config)
+    assert torch.rand(1) == expected
+
+
 def test_what_could_not_be_opened_again_is_not_saved(tmp_path: Path) -> None:
     save_pretrained(tiny("ffn"), tiny_tokenizer(), tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
