@@ -17,7 +17,7 @@ from kformer import KformerForMultipleChoice
 from lab.saved import make_parser, open_saved
 from parts.batches import encode
 from parts.effects import changed, swapped
-from parts.inside import answers, fact_scores, printable, without
+from parts.inside import answers, fact_scores, kept_texts, printable
 from parts.questions import Question, of_choice
 from parts.retrieval import WORD
 from parts.tokenizer import Tokenizer
@@ -29,7 +29,7 @@ HOW = (
 HEADS = {  # inject -> what stands above the facts
     "none": "facts, which this model doesn't read",
     "concat": "facts, read as words behind the input",
-    "attention": "the most attention that the fact got from a token of choice {} (* of all)",
+    "attention": "the most attention that a token of choice {} gave the fact (* most of all)",
     "ffn": "how strongly the fact fired for choice {} (* most of all)",
 }
 
@@ -112,30 +112,28 @@ def screen(
         line = f"{names[i]}  {choices[i]:<{width}}{before}{now:8.1%}  {bar * round(20 * now)}"
         yield f"  {'>' if i == taken else ' '} {line.rstrip()}{right}"
 
-    slots, tokens, most = [], len(data.input_ids[taken]), config.max_tokens
-    if model.kept_facts is not None:
-        slots = model.kept_facts.expand(-1, len(choices), -1, -1)[0, taken].tolist()
-    slots = [tuple(without(config.pad_token_id, ids)) for ids in slots]
-    kept = {ids: n for n, ids in enumerate(slots)}
+    kept = {fact: n for n, fact in enumerate(kept_texts(model, q, data, 0, taken))}
+    tokens, most = len(data.input_ids[taken]), config.max_tokens
     fired = {i: s[0, taken, :tokens].amax(0).tolist() for i, s in fact_scores(model).items()}
     head = HEADS[config.inject].format(names[taken]) if facts_of(q) else "no facts"
     yield " " * 7 + "".join(f"{f'layer {i}':>8} " for i in fired) + f"  {head}"
     for number, fact in enumerate(facts_of(q), 1):
         notes, scores, ids = [], 9 * " " * len(fired), tokenizer.encode(fact)
-        n = kept.get(tuple(without(config.pad_token_id, ids[:most])))
+        n = kept.get(fact if ids else "")  # without a token it's an empty slot
         if fact not in of_choice(q.facts, taken):
             notes.append(f"not among those of {names[taken]}")
         elif n is not None:
             pairs = ((round(f[n], 2) + 0.0, " *"[f[n] == max(f)]) for f in fired.values())
             scores = "".join(f"{score:8.2f}{star}" for score, star in pairs)
-        elif slots:
+        elif kept:
             notes.append(f"not kept for {names[taken]}: only the {config.num_facts} nearest are")
         if len(ids) > most:
             notes.append(f"only {most} tokens of it are read")
         yield f"  {number:>3}  {scores}  {marked(fact, tokenizer, *notes)}"
     if data.shortened:
-        yield f"       too long: of the question and a choice {most} tokens are read"
-    if config.inject == "concat" and any(slots) and tokens + sum(map(len, slots)) >= most:
+        yield f"       too long: only the last {most} tokens of question and choice are read"
+    words = sum(len(tokenizer.encode(fact)[:most]) for fact in kept)
+    if config.inject == "concat" and words and tokens + words >= most:
         yield f"       too long: of the question, a choice and the facts {most} tokens are read"
 
 

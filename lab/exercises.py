@@ -43,7 +43,7 @@ def blanked(source: str, function: str, number: int) -> str:
         nodes = node.body
     start = nodes[0].end_lineno if ast.get_docstring(node) else nodes[0].lineno - 1
     blank = f'raise NotImplementedError("exercise {number}: write {function}")'
-    if number == 7:  # without it models are still built, their Wk and Wv as torch draws them
+    if number == 7:  # without it models are still built, with anything in their Wk and Wv
         blank = "..."
     lines = source.split("\n")
     lines[start : node.end_lineno] = [" " * nodes[0].col_offset + blank]

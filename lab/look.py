@@ -30,9 +30,9 @@ def main() -> None:
         lines = page(model, tokenizer, some, dtype, f"A look inside {args.run}")
         write_new(args.html, "\n".join(lines), "--html")
         print(f"{args.html}: {len(some)} questions, for a browser")
-        return
-    for number, q in enumerate(some, 1):
-        print(f"\nQuestion {number}:", *show(model, tokenizer, q, dtype), sep="\n")
+    else:
+        for number, q in enumerate(some, 1):
+            print(f"\nQuestion {number}:", *show(model, tokenizer, q, dtype), sep="\n")
 
 
 if __name__ == "__main__":

@@ -58,13 +58,13 @@ def page(
     most = max(len(questions), *(len(q.choices) for q in questions))
     shown = ", ".join(f"input:nth-of-type({i}):checked ~ :is(section, figure):nth-of-type({i})"
                       for i in range(1, most + 1))  # fmt: skip
-    yield f'<!doctype html><html><head><meta charset="utf-8"><title>{safe(title)}</title>'
+    yield f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{safe(title)}</title>'
     yield '<meta name="viewport" content="width=device-width">'
     yield f"<style>{STYLE}{shown} {{ display: block }}</style></head><body><h1>{safe(title)}</h1>"
     if meaning := MEANING.get(model.config.inject):
-        yield f"<p>The stronger a cell's colour, {meaning}; blue is below 0. The number: its row's"
-        yield "most. → are the words nearest to what a fact writes there, its V. A click on a"
-        yield "choice shows its picture.</p>"
+        yield f"<p>The stronger a cell's colour, {meaning}; blue would be below 0. The number: its"
+        yield "row's most. Behind → are the words nearest to V, what a fact writes there. A click"
+        yield "on a choice shows its picture.</p>"
     yield "<main>"
     for n, q in enumerate(questions, 1):
         yield button("q", n, n == 1, f'title="{safe(q.question)}"', str(n))

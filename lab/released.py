@@ -1,6 +1,7 @@
 """The attention baseline as the released code has it, and the same mended: exercise 4.
 
-test_kformer.py says what is wrong with the one, and that the other is as good as ours.
+test_kformer.py says what is wrong with the one, and that the other is as good as ours; neither has
+dropout or `fact_scores`.
 """
 
 from math import sqrt

@@ -43,8 +43,7 @@ def open_saved(
     past = run_arguments(run)
     if questions is None and not past:
         raise ValueError(
-            f"{run} is no run of train.py and has no questions: lab.look, lab.ask, lab.measure and "
-            "lab.predict take a file of them"
+            f"{run} is no run of train.py: name a file of questions, where the command takes one"
         )
     path = questions or Path(past["data"], "test.jsonl")
     retrieve = retrieve or past.get("retrieve")

@@ -1,5 +1,5 @@
 """What load_weights.py leaves closed: where a checkpoint's weights are, whether its files belong
-together, and its many names in few.
+together, and what to say of a model, its size in words and its many names in few.
 """
 
 import json

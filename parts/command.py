@@ -1,6 +1,7 @@
 """What every command does alike: an error is one line, and so is Ctrl-C.
 
-It is the first import of each command, so that Ctrl-C is one line while torch is imported, too.
+It is the first import of each command, so that Ctrl-C is one line while torch is imported, too: it
+sets sys.excepthook, which leaves other programs' errors as they are.
 """
 
 import codecs

@@ -1,7 +1,8 @@
 """One question looked into: its choices, its facts, and which fired at which token.
 
     answers       the probabilities of many questions, and the facts that were used
-    look_into     one question, choice by choice
+    fact_scores   what the last forward pass left of them in each injected layer
+    look_into     one question, choice by choice; nearest_words: what its facts write
     show          the same in lines of text, with pictures
 """
 
@@ -49,10 +50,10 @@ def kept_texts(
     """
     if model.kept_facts is None:
         return []
-    pad, texts = model.config.pad_token_id, of_choice(q.facts, choice)
-    candidates = [without(pad, ids) for ids in of_choice(data.fact_ids, choice)]
+    pad, ids = model.config.pad_token_id, of_choice(data.fact_ids, choice)
+    candidates = zip(ids, of_choice(q.facts, choice), strict=True)  # in the order of those kept
     kept = [without(pad, ids) for ids in of_choice(model.kept_facts[row], choice).tolist()]
-    return [texts[candidates.index(ids)] if ids else "" for ids in kept]
+    return [next(t for c, t in candidates if without(pad, c) == ids) if ids else "" for ids in kept]
 
 
 def without(value: int, row: list[int]) -> list[int]:
@@ -92,11 +93,12 @@ def look_into(
     data, last = encode(q, tokenizer, model.config), model.config.num_hidden_layers - 1
     [(_, scores)] = scored(model, [data], dtype, look=True)
     probabilities, layers, seen = scores[0].softmax(-1).tolist(), fact_scores(model), []
-    words = nearest_words(model, tokenizer, max(layers), dtype) if layers else ""
+    words = nearest_words(model, tokenizer, max(layers), dtype) if layers else []
     for i, ids in enumerate(data.input_ids):
         tokens, texts = [word(tokenizer, token) for token in ids], kept_texts(model, q, data, 0, i)
         real = [n for n, text in enumerate(texts) if text]
-        facts, writes = [texts[n] for n in real], [words and of_choice(words, i)[n] for n in real]
+        facts = [texts[n] for n in real]
+        writes = [of_choice(words, i)[n] if words else "" for n in real]
         fired = {f"layer {layer} of 0 to {last}": scores[0, i, : len(ids), real].cpu()
                  for layer, scores in layers.items() if real}  # fmt: skip
         seen.append(Seen(q.choices[i], probabilities[i], tokens, facts, writes, fired))
@@ -112,9 +114,9 @@ def nearest_words(
     or have no letter or digit aren't words.
 
     V is what the fact adds, where it fires, to a state that began as a sum of embeddings, and the
-    words are a name for it. They aren't a proof: Wv starts at 0, which is near no word, or on the
-    diagonal, where V consists of the fact's own words; and what attention's output matrix and the
-    layers above make of V, they don't say.
+    words are a name for it. They aren't a proof: Wv starts on the diagonal, where V consists of
+    the fact's own words, or after a checkpoint at 0, which is near no word; and what attention's
+    output matrix and the layers above make of V, they don't say.
     """
     kept, table = model.kept_facts[0], model.embeddings.word_embeddings.weight
     F = mean_embedding(model.fact_embeddings, kept, kept != model.config.pad_token_id)
@@ -170,7 +172,7 @@ def show(
         yield f"    {printable(fact):<28}  -> {words}" if words else f"    {printable(fact)}"
     layers = {name: None for choice in two for name in choice.fired}
     if layers:
-        yield f"  -> are the words nearest to what a fact writes in {[*layers][-1]}, its V."
+        yield f"  Behind -> are the words nearest to V, what a fact writes in {[*layers][-1]}."
         yield f"  The darker a cell, {MEANING[model.config.inject]}; the number: its row's most."
     for layer in layers:
         some = [choice for choice in two if choice.fired]

@@ -234,6 +234,8 @@ def test_it_is_said_which_facts_the_choice_that_was_taken_does_without(
         assert re.search(r"\d\.\d\d.? +-?\d\.\d\d.?  ", line)
         assert "not" not in line
     assert third == f"    3  {' ' * 18}  w10  (not kept for C: only the 2 nearest are)"
+    same = replace(WORLD, facts=[["owls", "w5 w7", "mice", "oaks"]])  # all but one are [UNK]
+    assert talk(model, "", same)[0].count("not kept for") == 2
     [own] = talk(save(), "", OWN)
     [taken] = re.findall("> ([A-C])", own)
     assert own.count(f"(not among those of {taken})") == 4 - len(OWN.facts["ABC".index(taken)])
@@ -247,7 +249,7 @@ def test_nothing_and_too_much(save: Callable, talk: Callable) -> None:
     assert "only 64 tokens of it are read" in cut
     assert "not kept" not in cut
     assert "64 tokens are read" not in cut
-    assert "too long: of the question and a choice 64 tokens are read" in more
+    assert "too long: only the last 64 tokens of question and choice are read" in more
     assert max(map(len, more.split("\n"))) < 400
 
 

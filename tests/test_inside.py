@@ -51,6 +51,14 @@ def test_a_fact_with_padding_in_its_text_is_still_named() -> None:
     assert used == ["w5 [PAD] w6", "w7"]
 
 
+def test_facts_that_are_the_same_to_the_model_are_told_apart() -> None:
+    """Their words aren't in the vocabulary."""
+    facts = ["w5 owls", "w5 mice", "w7"]
+    question = Question("", "w5", ["w8", "w20"], 0, [facts])
+    [(_, used)] = inside.answers(tiny("ffn").float(), tiny_tokenizer(), [question], torch.float32)
+    assert used == facts
+
+
 def test_a_picture_has_a_cell_for_each_fact_and_token() -> None:
     fired = torch.tensor([[4.0, 0.0], [-0.1, 1.0], [2.0, 0.4]])
     lines = list(inside.picture(fired, ["[CLS]", "owl", "?"], ["an owl", "mice"], " .:*#", 100))
@@ -262,8 +270,8 @@ def test_a_page_loads_nothing_and_escapes_everything(inject: str) -> None:
     assert not tags & {"script", "link", "img", "iframe", "base", "object", "form", "a"}
     attributes = {(name, value) for _, found, _ in html.found for name, value in found.items()}
     assert {name for name, _ in attributes} <= {
-        "charset", "name", "content", "type", "id", "checked", "for", "title", "style", "class",
-        "colspan",
+        "lang", "charset", "name", "content", "type", "id", "checked", "for", "title", "style",
+        "class", "colspan",
     }  # fmt: skip
     style = next(text for _, text in html.all("style"))
     assert not re.search(r"url|@import|http", style)
