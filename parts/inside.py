@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -122,16 +123,23 @@ def nearest_words(
     F = mean_embedding(model.fact_embeddings, kept, kept != model.config.pad_token_id)
     with torch.autocast(table.device.type, dtype, enabled=dtype != torch.float32):
         V = model.encoder.layer[layer].Wv(F).float()  # (1 or C, N, D)
-    names = [word(tokenizer, i) for i in range(len(tokenizer.vocab))]
-    special = [tokenizer.ids.get(token) for token in tokenizer.special]
-    ids = [i for i, n in enumerate(names) if i not in special and any(map(str.isalnum, n))]
+    words = vocabulary_words(tokenizer)
+    ids, names = [*words], [*words.values()]
     cosines = normalize(V, dim=-1) @ normalize(table[ids], dim=-1).T
     nearest = cosines.topk(min(3, len(ids))).indices
 
     def text(v: Tensor, near: Tensor) -> str:
-        return ", ".join(names[ids[i]] for i in near) if v.any() else "nothing, V is 0"
+        return ", ".join(names[i] for i in near) if v.any() else "nothing, V is 0"
 
     return [list(map(text, *pair)) for pair in zip(V, nearest, strict=True)]
+
+
+@cache  # a page looks into sixty questions, with one vocabulary
+def vocabulary_words(tokenizer: Tokenizer) -> dict[int, str]:
+    """Id -> text, of the tokens that are words."""
+    special = [tokenizer.ids.get(token) for token in tokenizer.special]
+    names = [(i, word(tokenizer, i)) for i in range(len(tokenizer.vocab)) if i not in special]
+    return {i: name for i, name in names if any(map(str.isalnum, name))}
 
 
 def word(tokenizer: Tokenizer, i: int) -> str:
