@@ -128,7 +128,7 @@ def load_weights(
     check_missing(folder, new, unused, config)
     kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
     notes = [f"weights in {kind} become float32" for kind in sorted(kinds - {"float32"})]
-    tensors = {name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()}
+    tensors = {name: t.to(wanted[name].dtype, copy=True) for name, t in tensors.items()}
     model.load_state_dict(tensors, strict=False, assign=True)
     initialize(model, new)
     return model.eval(), LoadReport(loaded, unused, new, notes)
@@ -154,7 +154,7 @@ def read_tensors(
                 else:
                     tensor = file.get_tensor(theirs)
                     check_tensor(theirs, tensor, wanted[name].shape, config)
-                    tensors[name] = tensor.clone()
+                    tensors[name] = tensor
     return tensors, unused
 
 
