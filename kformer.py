@@ -329,7 +329,7 @@ class Kformer(nn.Module):
         if config.inject in ("attention", "ffn"):  # a table of their own (paper, section 3.2)
             self.fact_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.kept_facts: Tensor | None = None
-        if from_scratch:
+        if from_scratch:  # otherwise the parameters come from a file
             initialize(self)
 
     def forward(
