@@ -29,12 +29,13 @@ from tqdm import tqdm
 from kformer import VARIANTS, KformerForMultipleChoice
 from load_weights import load_config, open_config, open_folder, save_pretrained
 from parts.arguments import default_dtype, layer_numbers, positive
-from parts.batches import Encoded, accuracy, chance, encode, score, shuffled
-from parts.checkpoint import added_parameters, grouped, in_words
-from parts.effects import edited, gold, lines_of_report, measure
+from parts.batches import Encoded, accuracy, encode, score, shuffled
+from parts.checkpoint import added_parameters, grouped
+from parts.effects import edited, gold, measure
 from parts.inside import show
 from parts.processes import RANK, add_up_gradients, anywhere, join, my_share
-from parts.questions import Question, baselines, read_splits
+from parts.questions import Question, read_splits
+from parts.report import lines_of_data, lines_of_model, lines_of_result, row_of_report
 from parts.state import (
     LOG,
     TrainingState,
@@ -77,10 +78,15 @@ def make_parser(several: bool = False) -> argparse.ArgumentParser:
     add("--retrieve", type=positive, metavar="N",
         help="look up N candidate facts for each choice in facts.txt (default: as many as are "
         "kept, for questions that bring none)")
+    add("--wrong-facts", action="store_true",
+        help="give each question the facts of another, for comparison")
     add("--steps", type=positive, metavar="N",
         help="batches to train on (default: 700, with a checkpoint four epochs)")
     add("--batch-size", type=positive, default=32, help="questions in a batch (default: 32)")
     add("--lr", type=float, help="learning rate (default: 1e-3, with a checkpoint 5e-5)")
+    add("--warmup", type=positive, metavar="N",
+        help="steps in which the learning rate rises; then it falls to the end (default: it rises "
+        "in the first fifth and falls in the last)")
     add("--seed", type=int, default=[0] if several else 0, metavar="N", **more,
         help="of the weights and the order (default: 0)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"),
@@ -133,10 +139,10 @@ class Task:
 
 @cache  # the runs of a table share their questions
 def read_data(
-    data: Path, folder: Path, candidates: int | None, always: bool
+    data: Path, folder: Path, candidates: int | None, always: bool, wrong: bool
 ) -> tuple[dict[str, list[Question]], dict[str, list[Encoded]]]:
     """The questions of each split, as they are and as ids for the checkpoint in `folder`."""
-    questions = read_splits(data, candidates, always)
+    questions = read_splits(data, candidates, always, wrong)
     config, tokenizer = open_config(folder)
     encoded = {s: [encode(q, tokenizer, config) for q in part] for s, part in questions.items()}
     return questions, encoded
@@ -155,14 +161,16 @@ def prepare(args: Namespace, say: Callable[[str], None] = print) -> Task:
         for what, items in lists.items():
             if items:
                 say(f"{what:10}{', '.join(items)}")
-        rates = dict.fromkeys(opened.new, 10.0)  # the head, and the parameters of the injection
+        # What starts as a copy or I learns as the encoder does; the head and Wv, faster.
+        rates = {n: 10.0 for n in opened.new if "Wk" not in n and "fact_embeddings" not in n}
     else:
         config, tokenizer = open_config(folder, **fields)
         model = KformerForMultipleChoice(config)
         # At the full rate the pooler's tanh soon saturates, and concat dies more often.
         rates = {"pooler.weight": 0.1, "pooler.bias": 0.1}
     candidates = None if args.inject == "none" else args.retrieve or args.facts
-    questions, data = read_data(args.data, folder, candidates, always=args.retrieve is not None)
+    always = args.retrieve is not None
+    questions, data = read_data(args.data, folder, candidates, always, args.wrong_facts)
     if args.steps is None:
         epoch = -(-len(data["train"]) // args.batch_size)
         args.steps = 4 * epoch if args.checkpoint else 700
@@ -172,20 +180,8 @@ def prepare(args: Namespace, say: Callable[[str], None] = print) -> Task:
 
 def describe(task: Task, args: Namespace) -> None:
     """How many questions, what is reached without learning, how large the model is."""
-    everything = [q for part in task.data.values() for q in part]
-    sizes = ", ".join(f"{len(part):,} {split}" for split, part in task.data.items())
-    choices = sorted({len(q.input_ids) for q in everything})
-    here = Path.cwd()
-    source = args.data.relative_to(here) if args.data.is_relative_to(here) else args.data
-    print(f"data      {source}: {sizes} questions of {' or '.join(map(str, choices))} choices")
-    if shortened := sum(q.shortened for q in everything):
-        most = task.model.config.max_tokens
-        print(f"          {shortened:,} of them cut at the front to {most} tokens")
-    train, held_out = task.questions["train"], task.questions[task.held_out]
-    print(f"chance    {chance(task.data[task.held_out]):.1%}; {baselines(train, held_out)}")
-    sizes, parameters = in_words(task.model)
-    print(f"model     {sizes}")
-    print(f"          {parameters}; products in {str(args.dtype).removeprefix('torch.')}")
+    lines = lines_of_data(args.data, task.questions, task.data, task.held_out)
+    print(*lines, *lines_of_model(task.model, args.dtype), sep="\n")
 
 
 # ------------------------------------------------------------------------------------ training
@@ -204,10 +200,13 @@ def parameter_groups(
     ]
 
 
-def lr_share(step: int, steps: int) -> float:
-    """The share of the full learning rate: up in the first fifth, down to 0 in the last one."""
+def lr_share(step: int, steps: int, warmup: int | None) -> float:
+    """The share of the full learning rate: up in the first fifth, down to 0 in the last one; or up
+    in the first `warmup` steps and down in all others, as in the release.
+    """
     fifth = max(1, steps // 5)
-    return min(1.0, (step + 1) / fifth, (steps - step) / fifth)
+    rise, fall = (warmup, max(1, steps - warmup)) if warmup else (fifth, fifth)
+    return min(1.0, (step + 1) / rise, (steps - step) / fall)
 
 
 def train(task: Task, args: Namespace, run_id: dict, say: Callable[[str], None]) -> TrainingState:
@@ -225,7 +224,8 @@ def train(task: Task, args: Namespace, run_id: dict, say: Callable[[str], None])
     for row in state.progress.rows:
         say(row_of_report(row))
     done = state.progress.step
-    scheduler = LambdaLR(optimizer, partial(lr_share, steps=args.steps), last_epoch=done - 1)
+    share = partial(lr_share, steps=args.steps, warmup=args.warmup)
+    scheduler = LambdaLR(optimizer, share, last_epoch=done - 1)
     batches = islice(shuffled(task.data["train"], args.batch_size, args.seed), done, args.steps)
     evaluate_at = {round(args.steps * i / 10) for i in range(1, 11)}
     bar = tqdm(batches, desc=args.out.name, total=args.steps, initial=done, unit="step",
@@ -260,10 +260,6 @@ def train(task: Task, args: Namespace, run_id: dict, say: Callable[[str], None])
     return state
 
 
-def row_of_report(row: dict) -> str:
-    return "  step {step:6,}   loss {loss:.3f}   validation {valid_accuracy:6.1%}".format(**row)
-
-
 # --------------------------------------------------------------------------- one run, its report
 
 
@@ -290,12 +286,7 @@ def run(task: Task, args: Namespace, say: Callable[[str], None] = tqdm.write) ->
 def report(task: Task, result: dict, args: Namespace) -> None:
     """What was measured, where it was saved, and one question."""
     questions = task.questions[task.held_out]
-    print(*lines_of_report(task.held_out, len(questions), result), sep="\n")
-    print(
-        f"time      {result['seconds']:.0f} s of training, "
-        f"{result['train_questions_per_second']:,.0f} questions a second; "
-        f"{result['padding']:.1%} of the places were padding"
-    )
+    print(*lines_of_result(task.held_out, len(questions), result), sep="\n")
     opens = f'load_pretrained("{args.out.as_posix()}") opens it'
     print(f"saved     {args.out}: {opens}; figures in log.jsonl")
     print("\nOne question:")

@@ -6,7 +6,8 @@
 from parts.command import command
 
 from lab.saved import make_parser, open_saved
-from parts.effects import lines_of_report, measure
+from parts.effects import measure
+from parts.report import lines_of_result
 
 
 @command()
@@ -16,7 +17,7 @@ def main() -> None:
         args.run, args.questions, args.retrieve, answers_needed=True
     )
     result = measure(model, tokenizer, questions, dtype)
-    print(*lines_of_report("test", len(questions), result), sep="\n")
+    print(*lines_of_result("test", len(questions), result), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """How many answers are right, and what they owe to the facts.
 
     gold, edited, removed, ...   a question with its facts changed
-    measure, lines_of_report     a model on questions as they are and changed
+    measure                      a model on questions as they are and changed
 """
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from statistics import mean
@@ -125,31 +125,6 @@ def measure(
         found["locality"] = mean(stay)
     found |= {f"{name}_accuracy": mean(right[name]) for name in ("removed", "shuffled", "added")}
     return found | {"gold_fires_most": gold_fires_most(model, tokenizer, some, dtype)}
-
-
-def lines_of_report(name: str, count: int, result: dict) -> Iterator[str]:
-    """What `measure` found for `count` questions, in words."""
-    test, least = result["test_accuracy"], result["chance"]
-    yield f"{name:10}{test:.1%} of {count:,} questions, chance is {least:.1%}"
-    if count < 50:
-        yield "          too few questions to tell it from chance"
-    elif test < least + 2 * (least * (1 - least) / count) ** 0.5:
-        yield "          no better than chance: what it learned does not answer new questions"
-    if "flip_rate" in result:
-        yield (
-            f"edited    {result['flip_rate']:.1%} of right answers follow when the gold fact names "
-            f"another choice ({result['gold_facts']:,} questions have one)"
-        )
-        if "locality" in result:
-            yield f"          {result['locality']:.1%} of them stay when another fact is edited"
-        yield (
-            f"          right without the gold fact: {result['removed_accuracy']:.1%}; with facts "
-            f"shuffled: {result['shuffled_accuracy']:.1%}; with unrelated ones added: "
-            f"{result['added_accuracy']:.1%}"
-        )
-    if layers := result.get("gold_fires_most"):
-        shares = ", ".join(f"{share:.1%} in layer {layer}" for layer, share in layers.items())
-        yield f"          of all facts the gold one fires most: {shares}"
 
 
 def gold_fires_most(

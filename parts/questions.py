@@ -237,12 +237,17 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_splits(
-    folder: Path, candidates: int | None, always: bool = False, say: Callable[[str], None] = print
+    folder: Path,
+    candidates: int | None,
+    always: bool = False,
+    wrong: bool = False,
+    say: Callable[[str], None] = print,
 ) -> dict[str, list[Question]]:
     """The questions of "train", of "valid" and, last, of "test" if there is one.
 
     Those that bring no facts, or all if `always`, get as many `candidates` for each choice out of
-    facts.txt; none are looked up where that is None.
+    facts.txt; none are looked up where that is None. In the end, if `wrong`, each gets the facts of
+    another.
     """
     files = [(split, folder / f"{name}.jsonl") for name, split in SPLITS.items()]
     paths = {split: path for split, path in files if path.exists()}
@@ -261,6 +266,10 @@ def read_splits(
         say(f"facts     {own:,} questions bring their own")
     if bare and candidates is not None:
         say(f"facts     {look_up(bare, folder / 'facts.txt', candidates)}")
+    if wrong:
+        for part in splits.values():
+            exchange_facts(part)
+        say("facts     each question gets those of another")
     return splits
 
 
@@ -293,6 +302,13 @@ def retrieve(questions: list[Question], facts: list[str], n: int) -> None:
         asked = bm25.scores(f"{q.context} {q.question}")
         found = [best(asked + bm25.scores(choice), n) for choice in q.choices]
         q.facts = [[facts[i] for i in places] for places in found]
+
+
+def exchange_facts(questions: list[Question]) -> None:
+    """Gives each question the facts of the next: its first choice those of that one's first."""
+    lists = [q.facts for q in questions]
+    for q, other in zip(questions, lists[1:] + lists[:1], strict=True):
+        q.facts = [other[i % len(other)] for i in range(1 if len(other) == 1 else len(q.choices))]
 
 
 def baselines(train: list[Question], held_out: list[Question]) -> str:

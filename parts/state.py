@@ -46,7 +46,8 @@ def identity(arguments: dict, model: nn.Module, *others: object) -> dict:
     arguments, the code, the config, the weights at the start and, by their repr, the `others`.
     """
     said = {n: v if v is None or type(v) in (int, float) else str(v) for n, v in arguments.items()}
-    decide = [said[name] for name in ("steps", "batch_size", "lr", "seed", "device", "dtype")]
+    names = ("steps", "batch_size", "lr", "warmup", "seed", "device", "dtype")
+    decide = [said[name] for name in names]
     digest = hashlib.sha256(repr((decide, CODE, model.config, others)).encode("utf-8"))
     for weights in model.state_dict().values():
         digest.update(weights.cpu().contiguous().numpy())

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from parts import batches, effects, inside
+from parts import batches, effects, inside, report
 from parts.questions import Question
 from test_kformer import tiny
 from tests.common import ask, tiny_tokenizer
@@ -137,7 +137,7 @@ def test_the_gold_fact_is_not_edited_in_place_of_another() -> None:
 def test_fewer_than_fifty_questions_tell_nothing_and_more_may_be_no_better_than_chance(
     count: int, accuracy: float, said: str | None
 ) -> None:
-    _, *more = effects.lines_of_report("test", count, {"test_accuracy": accuracy, "chance": 0.25})
+    _, *more = report.lines_of_result("test", count, {"test_accuracy": accuracy, "chance": 0.25})
     if said is None:
         assert not more
     else:

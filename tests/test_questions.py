@@ -11,6 +11,7 @@ import pytest
 from parts.questions import (
     Question,
     baselines,
+    exchange_facts,
     read_facts,
     read_questions,
     read_splits,
@@ -307,6 +308,13 @@ def test_equal_facts_take_one_place() -> None:
     question = Question("", *OWL, 0, [[]])
     retrieve([question], ["Owls eat mice.", "Rain.", "Owls eat mice.", "Mice eat oaks."], 2)
     assert question.facts[0] == ["Owls eat mice.", "Mice eat oaks."]
+
+
+def test_wrong_facts_are_those_of_the_next_question() -> None:
+    facts = [[["a"], ["b"]], [["c"]], [["d"], ["e"], ["f"]]]
+    part = [Question("", "?", list("xyz")[:n], 0, f) for n, f in zip((2, 3, 3), facts, strict=True)]
+    exchange_facts(part)
+    assert [q.facts for q in part] == [[["c"]], [["d"], ["e"], ["f"]], [["a"], ["b"], ["a"]]]
 
 
 def test_baselines_are_what_rules_without_learning_reach() -> None:

@@ -16,14 +16,20 @@ from torch import Tensor, nn
 
 import train
 from lab import predict
-from load_weights import (
-    load_pretrained,
-)
+from load_weights import load_pretrained
 from parts import batches
 from parts.questions import read_questions
 from parts.state import STATE
 from test_kformer import HERE, KINDS, REFERENCE, biggest_change, tiny
-from tests.common import OWL, interrupt, log_of, run_command, run_train, write_lines
+from tests.common import (
+    OWL,
+    change_tensors,
+    interrupt,
+    log_of,
+    run_command,
+    run_train,
+    write_lines,
+)
 
 
 def test_the_groups_of_parameters_have_their_rates_and_decay() -> None:
@@ -233,9 +239,10 @@ def test_a_checkpoint_public_questions_and_a_file_of_facts(
         assert row["facts"][0] in (own_data / "facts.txt").read_text()
 
 
-def test_what_a_checkpoint_lacks_is_what_learns_faster(
-    own_data: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_starts_at_random_or_at_0_learns_faster(
+    own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Not what starts as a copy of the word embeddings, or as I."""
     groups, seen = train.parameter_groups, {}
 
     def spy(model: nn.Module, rates: dict[str, float], lr: float) -> list[dict]:
@@ -243,10 +250,27 @@ def test_what_a_checkpoint_lacks_is_what_learns_faster(
         return groups(model, rates, lr)
 
     monkeypatch.setattr(train, "parameter_groups", spy)
-    arguments = ["--data", own_data, "--checkpoint", REFERENCE / "bert", "--out", own_data / "run"]
-    run_train(monkeypatch, *arguments, "--steps", 1)
-    assert seen["fact_embeddings.weight"] == seen["encoder.layer.2.Wv.weight"] == 10.0
-    assert "classifier.weight" not in seen, "the folder brings a head"
+    folder = shutil.copytree(REFERENCE / "bert", tmp_path / "bert")
+    change_tensors(folder, lambda name, tensor: {} if "classifier" in name else {name: tensor})
+    command = ["--data", own_data, "--checkpoint", folder, "--layers", 2, "--steps", 1]
+    run_train(monkeypatch, *command, "--out", own_data / "run")
+    head, values = ("classifier.weight", "classifier.bias"), "encoder.layer.2.Wv."
+    assert seen == dict.fromkeys([f"{values}weight", f"{values}bias", *head], 10.0)
+
+
+def test_wrong_facts_are_those_of_another_question(
+    own_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    seen = []
+    loop = train.train
+    monkeypatch.setattr(train, "train", lambda task, *a: seen.append(task) or loop(task, *a))
+    command = ["--data", own_data, "--checkpoint", REFERENCE / "bert", "--steps", 1]
+    run_train(monkeypatch, *command, "--out", own_data / "run")
+    assert "of another" not in capsys.readouterr().out
+    run_train(monkeypatch, *command, "--wrong-facts", "--out", own_data / "wrong")
+    assert "facts     each question gets those of another" in capsys.readouterr().out
+    right, wrong = ([q.facts for q in task.questions["train"]] for task in seen)
+    assert wrong == right[1:] + right[:1]
 
 
 def test_questions_without_facts_need_a_file_of_facts(
@@ -286,8 +310,13 @@ def test_two_runs_of_a_seed_are_alike_and_another_seed_is_not(
 
 
 def test_the_rate_warms_up_and_cools_down() -> None:
-    assert [train.lr_share(step, 10) for step in range(10)] == [0.5, *[1.0] * 8, 0.5]
-    assert train.lr_share(0, 1) == 1.0, "a single step is made at the full rate"
+    assert [train.lr_share(step, 10, None) for step in range(10)] == [0.5, *[1.0] * 8, 0.5]
+    assert train.lr_share(0, 1, None) == 1.0, "a single step is made at the full rate"
+
+
+def test_with_a_warmup_the_rate_falls_to_the_end_as_in_the_release() -> None:
+    assert [train.lr_share(step, 5, 3) for step in range(5)] == [1 / 3, 2 / 3, 1.0, 1.0, 0.5]
+    assert [train.lr_share(step, 2, 4) for step in range(2)] == [0.25, 0.5], "or never gets there"
 
 
 def test_the_best_state_is_kept_and_measured_without_dropout(
