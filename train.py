@@ -33,9 +33,11 @@ from parts.batches import Encoded, accuracy, encode, score, shuffled
 from parts.checkpoint import added_parameters, grouped
 from parts.effects import edited, gold, measure
 from parts.inside import show
+from parts.lookup import read_splits
 from parts.processes import RANK, add_up_gradients, anywhere, join, my_share
-from parts.questions import Question, read_splits
+from parts.questions import Question
 from parts.report import lines_of_data, lines_of_model, lines_of_result, row_of_report
+from parts.sentences import Embed, is_sentence_encoder, sentence_encoder
 from parts.state import (
     LOG,
     TrainingState,
@@ -76,8 +78,11 @@ def make_parser(several: bool = False) -> argparse.ArgumentParser:
         help="pretrained weights to start from (default: random ones, of the size in the "
         "config.json of the data folder)")
     add("--retrieve", type=positive, metavar="N",
-        help="look up N candidate facts for each choice in facts.txt (default: as many as are "
-        "kept, for questions that bring none)")
+        help="look up N facts for each question in facts.txt, each for the choice that it speaks "
+        "for (default: as many as are kept, for questions that bring none)")
+    add("--retriever", type=Path, metavar="FOLDER",
+        help="sentence encoder that ranks what is looked up by its meaning (default: the "
+        "checkpoint, if it is one; otherwise words in common count)")
     add("--wrong-facts", action="store_true",
         help="give each question the facts of another, for comparison")
     add("--steps", type=positive, metavar="N",
@@ -114,6 +119,8 @@ def resolve(args: Namespace) -> Namespace:
         args.layers = layer_numbers(args.layers, config.num_hidden_layers)
     args.facts = args.facts or config.num_facts
     load_config(folder, inject=args.inject, num_facts=args.facts)
+    if args.checkpoint and args.retriever is None and is_sentence_encoder(args.checkpoint):
+        args.retriever = args.checkpoint
     args.lr = args.lr or (5e-5 if args.checkpoint else 1e-3)
     chosen = args.dtype and getattr(torch, args.dtype)
     args.dtype = chosen or default_dtype(config.hidden_size, args.device)
@@ -139,10 +146,10 @@ class Task:
 
 @cache  # the runs of a table share their questions
 def read_data(
-    data: Path, folder: Path, candidates: int | None, always: bool, wrong: bool
+    data: Path, folder: Path, candidates: int | None, always: bool, wrong: bool, embed: Embed | None
 ) -> tuple[dict[str, list[Question]], dict[str, list[Encoded]]]:
     """The questions of each split, as they are and as ids for the checkpoint in `folder`."""
-    questions = read_splits(data, candidates, always, wrong)
+    questions = read_splits(data, candidates, always, wrong, embed)
     config, tokenizer = open_config(folder)
     encoded = {s: [encode(q, tokenizer, config) for q in part] for s, part in questions.items()}
     return questions, encoded
@@ -169,8 +176,9 @@ def prepare(args: Namespace, say: Callable[[str], None] = print) -> Task:
         # At the full rate the pooler's tanh soon saturates, and concat dies more often.
         rates = {"pooler.weight": 0.1, "pooler.bias": 0.1}
     candidates = None if args.inject == "none" else args.retrieve or args.facts
+    embed = args.retriever and sentence_encoder(args.retriever, args.dtype, args.device)
     always = args.retrieve is not None
-    questions, data = read_data(args.data, folder, candidates, always, args.wrong_facts)
+    questions, data = read_data(args.data, folder, candidates, always, args.wrong_facts, embed)
     if args.steps is None:
         epoch = -(-len(data["train"]) // args.batch_size)
         args.steps = 4 * epoch if args.checkpoint else 700

@@ -11,7 +11,9 @@ from kformer import KformerForMultipleChoice
 from load_weights import open_folder
 from parts.arguments import default_dtype, positive
 from parts.files import blaming, read_text, replacing
-from parts.questions import Question, look_up, read_questions
+from parts.lookup import look_up
+from parts.questions import Question, read_questions
+from parts.sentences import sentence_encoder
 from parts.tokenizer import Tokenizer
 
 
@@ -24,7 +26,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         help="file of questions, with facts.txt beside it if they bring none (default: test.jsonl "
         "of the run's data)")  # fmt: skip
     add("--retrieve", type=positive, metavar="N",
-        help="look up N candidate facts for each choice (default: as the run did)")  # fmt: skip
+        help="look up N facts for each question (default: as the run did)")  # fmt: skip
     return parser
 
 
@@ -40,6 +42,7 @@ def open_saved(
     model, tokenizer, _ = open_folder(run)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
+    dtype = default_dtype(model.config.hidden_size, device)
     past = run_arguments(run)
     if questions is None and not past:
         raise ValueError(
@@ -51,8 +54,10 @@ def open_saved(
     bare = [q for q in found if retrieve or not any(q.facts)]
     if bare and model.config.inject != "none":
         facts_path, candidates = path.with_name("facts.txt"), retrieve or model.config.num_facts
-        print(f"facts     {look_up(bare, facts_path, candidates)}")
-    return model, tokenizer, found, default_dtype(model.config.hidden_size, device)
+        retriever = past.get("retriever")
+        embed = retriever and sentence_encoder(Path(retriever), dtype, device)
+        print(f"facts     {look_up(bare, facts_path, candidates, embed)}")
+    return model, tokenizer, found, dtype
 
 
 def run_arguments(folder: Path) -> dict:

@@ -1,10 +1,7 @@
-"""Questions as people have them, in the formats of many data sets, and facts to answer them by.
+"""Questions as people have them, in the formats of many data sets.
 
-    read_splits       a folder -> the questions of each split, with their facts
     read_questions    a file with one JSON object a line -> a list of Question
     read_facts        a text file with one fact a line
-    retrieve          gives each question the facts that BM25 finds for it
-    baselines         what is right by rules that learn nothing
 
 One more format is one more line in `FORMATS`, and maybe a key in the lines below it.
 """
@@ -12,14 +9,8 @@ One more format is one more line in `FORMATS`, and maybe a key in the lines belo
 import json
 import random
 from codecs import BOM_UTF8
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-from tqdm import tqdm
-
-from parts.retrieval import BM25, best, words
 
 
 @dataclass
@@ -154,10 +145,6 @@ def texts(row: dict, keys: list[str]) -> list[str]:
 
 # --------------------------------------------------------------------------------------- files
 
-# Name of a file -> what its questions are for. Of several files for the same, the last one is read.
-SPLITS = {"train": "train", "validation": "valid", "valid": "valid", "dev": "valid", "test": "test"}
-
-
 def read_questions(path: Path, answers_needed: bool = True) -> list[Question]:
     """One question a line, all in the same format; labels, if any, in NAME-labels.lst beside it.
 
@@ -234,93 +221,3 @@ def read_lines(path: Path) -> list[str]:
         except UnicodeDecodeError:
             raise ValueError(f"{path}, line {number}: not UTF-8 text") from None
     return lines
-
-
-def read_splits(
-    folder: Path,
-    candidates: int | None,
-    always: bool = False,
-    wrong: bool = False,
-    say: Callable[[str], None] = print,
-) -> dict[str, list[Question]]:
-    """The questions of "train", of "valid" and, last, of "test" if there is one.
-
-    Those that bring no facts, or all if `always`, get as many `candidates` for each choice out of
-    facts.txt; none are looked up where that is None. In the end, if `wrong`, each gets the facts of
-    another.
-    """
-    files = [(split, folder / f"{name}.jsonl") for name, split in SPLITS.items()]
-    paths = {split: path for split, path in files if path.exists()}
-    if not {"train", "valid"} <= paths.keys():
-        raise FileNotFoundError(
-            f"{folder}: needs train.jsonl and one of valid.jsonl, dev.jsonl and validation.jsonl, "
-            "and may have test.jsonl and facts.txt"
-        )
-    splits = {split: read_questions(path, split != "test") for split, path in paths.items()}
-    for path in paths.values():
-        if blank := read_lines(path).count(""):
-            say(f"skipped   {blank:,} blank lines in {path}")
-    everything = [q for part in splits.values() for q in part]
-    bare = [q for q in everything if always or not any(q.facts)]
-    if own := len(everything) - len(bare):
-        say(f"facts     {own:,} questions bring their own")
-    if bare and candidates is not None:
-        say(f"facts     {look_up(bare, folder / 'facts.txt', candidates)}")
-    if wrong:
-        for part in splits.values():
-            exchange_facts(part)
-        say("facts     each question gets those of another")
-    return splits
-
-
-# --------------------------------------------------------------------------------------- facts
-
-
-def look_up(questions: list[Question], path: Path, n: int) -> str:
-    """Each choice gets n facts out of this file. Returns what there is to say about it."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file, but {len(questions):,} questions need facts from it; "
-            "--inject none needs no facts"
-        )
-    lines = read_facts(path)
-    facts = [line for line in lines if line]
-    retrieve(questions, facts, n)
-    blank, missed = len(lines) - len(facts), sum(not any(q.facts) for q in questions)
-    return (
-        f"{len(questions):,} questions get theirs out of {len(facts):,} in {path}"
-        + (f"; blank lines skipped: {blank:,}" if blank else "")
-        + (f"; nothing was found for {missed:,}" if missed else "")
-    )
-
-
-def retrieve(questions: list[Question], facts: list[str], n: int) -> None:
-    """Gives each choice of each question the n facts that BM25 ranks first for both together."""
-    facts = list(dict.fromkeys(facts))  # equal ones take one place
-    bm25 = BM25(facts)
-    for q in tqdm(questions, "retrieving", unit="question", leave=False, disable=None):
-        asked = bm25.scores(f"{q.context} {q.question}")
-        found = [best(asked + bm25.scores(choice), n) for choice in q.choices]
-        q.facts = [[facts[i] for i in places] for places in found]
-
-
-def exchange_facts(questions: list[Question]) -> None:
-    """Gives each question the facts of the next: its first choice those of that one's first."""
-    lists = [q.facts for q in questions]
-    for q, other in zip(questions, lists[1:] + lists[:1], strict=True):
-        q.facts = [other[i % len(other)] for i in range(1 if len(other) == 1 else len(q.choices))]
-
-
-def baselines(train: list[Question], held_out: list[Question]) -> str:
-    """The accuracy of rules that learn nothing: the place that is most often right in training, and
-    the choice with the most words in common with its facts, or with the question without facts.
-    """
-    place = Counter(q.answer for q in train).most_common(1)[0][0]
-    overlap = 0
-    for q in held_out:
-        known = [set(words(" ".join(facts) or f"{q.context} {q.question}")) for facts in q.facts]
-        common = [len(of_choice(known, i) & set(words(c))) for i, c in enumerate(q.choices)]
-        overlap += common.index(max(common)) == q.answer
-    majority = sum(q.answer == place for q in held_out) / len(held_out)
-    overlap /= len(held_out)
-    return f"always choice {place + 1}: {majority:.1%}, most common words: {overlap:.1%}"

@@ -8,7 +8,8 @@ import torch
 from kformer import KformerForMultipleChoice
 from parts.batches import Encoded, chance
 from parts.checkpoint import in_words
-from parts.questions import Question, baselines
+from parts.lookup import baselines
+from parts.questions import Question
 
 
 def lines_of_data(
@@ -25,7 +26,8 @@ def lines_of_data(
     source = folder.relative_to(here) if folder.is_relative_to(here) else folder
     yield f"data      {source}: {sizes} questions of {' or '.join(map(str, choices))} choices"
     if shortened := sum(q.shortened for q in everything):
-        yield f"          {shortened:,} of them cut at the front to fit the model"
+        most = max(map(len, everything))
+        yield f"          {shortened:,} of them cut at the front to {most} tokens"
     rules = baselines(questions["train"], questions[held_out])
     yield f"chance    {chance(data[held_out]):.1%}; {rules}"
 

@@ -8,6 +8,7 @@
 import re
 import unicodedata
 from collections import Counter, defaultdict
+from collections.abc import Collection
 from functools import cache
 from itertools import pairwise
 
@@ -75,11 +76,11 @@ class BM25:
             idf = np.log(1 + (len(facts) - len(at) + 0.5) / (len(at) + 0.5))
             self.index[word] = at, (idf * n * (k1 + 1) / (n + damping[at])).astype(np.float32)
 
-    def scores(self, text: str) -> np.ndarray:
-        """One score a fact; those of two texts add up."""
+    def scores(self, text: str, without: Collection[str] = ()) -> np.ndarray:
+        """One score a fact, for the words of the text but those in `without`."""
         total = np.zeros(self.num_facts, np.float32)
         for word in words(text):
-            if word in self.index:
+            if word in self.index and word not in without:
                 at, score = self.index[word]
                 total[at] += score
         return total

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from parts import batches, effects, inside, report
+from parts import batches, effects, inside
 from parts.questions import Question
 from test_kformer import tiny
 from tests.common import ask, tiny_tokenizer
@@ -127,22 +127,6 @@ def test_the_gold_fact_is_not_edited_in_place_of_another() -> None:
     changed = effects.edited_elsewhere(Question("", "w5", choices, 0, [["w8 w9", "w10"]]))
     assert changed.facts == [["w8 w9", "w9"]]
     assert effects.edited_elsewhere(Question("", "w5", choices, 0, [["w8 w9", "w6"]])) is None
-
-
-@pytest.mark.parametrize(
-    ("count", "accuracy", "said"),
-    [(1, 0.0, "too few"), (49, 0.25, "too few"), (49, 1.0, "too few"), (50, 0.25, "no better"),
-     (50, 0.37, "no better"), (50, 0.38, None), (2000, 0.28, None)],
-)  # fmt: skip
-def test_fewer_than_fifty_questions_tell_nothing_and_more_may_be_no_better_than_chance(
-    count: int, accuracy: float, said: str | None
-) -> None:
-    _, *more = report.lines_of_result("test", count, {"test_accuracy": accuracy, "chance": 0.25})
-    if said is None:
-        assert not more
-    else:
-        [line] = more
-        assert line.strip().startswith(said)
 
 
 @pytest.mark.parametrize("inject", ["attention", "ffn"])

@@ -8,15 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from parts.questions import (
-    Question,
-    baselines,
-    exchange_facts,
-    read_facts,
-    read_questions,
-    read_splits,
-    retrieve,
-)
+from parts.questions import Question, read_facts, read_questions
 from tests.common import FACTS, FORMATS, OWL, write_lines
 
 ANSWERS = ("AnswerKey", "answerKey", "answer_idx", "answer", "label", "cop")
@@ -230,97 +222,3 @@ def test_files_of_any_system_and_editor_are_read(end: str, tmp_path: Path) -> No
     facts = tmp_path / "facts.txt"
     facts.write_bytes("".join(["\ufeffOwls eat mice.", end, end, "Oaks are old."]).encode())
     assert read_facts(facts) == ["Owls eat mice.", "", "Oaks are old."]
-
-
-# ---- folders
-
-
-def write_folder(folder: Path, *names: str) -> None:
-    """In each file one question that brings a fact, and one that doesn't."""
-    bare = FORMATS["release"] | {"knowledges": []}
-    for name in names:
-        write_lines(folder / f"{name}.jsonl", FORMATS["release"], bare)
-
-
-@pytest.mark.parametrize("valid", ["valid", "dev", "validation"])
-def test_a_folder_has_two_splits_or_three(valid: str, tmp_path: Path) -> None:
-    write_folder(tmp_path, valid, "train")
-    assert list(read_splits(tmp_path, None)) == ["train", "valid"]
-    write_lines(tmp_path / "test.jsonl", FORMATS["release"] | {"AnswerKey": ""})
-    splits = read_splits(tmp_path, None)
-    assert list(splits) == ["train", "valid", "test"]
-    assert splits["train"][0].answer == 0
-    assert splits["test"][0].answer is None
-
-
-@pytest.mark.parametrize("name", ["train", "valid", "test"])
-def test_a_folder_without_questions_is_told_what_it_needs(name: str, tmp_path: Path) -> None:
-    write_folder(tmp_path, name)
-    with pytest.raises(FileNotFoundError, match=r"needs train.jsonl and one of .* facts.txt$"):
-        read_splits(tmp_path, None)
-
-
-def test_the_report_says_whose_facts_there_are(tmp_path: Path) -> None:
-    write_folder(tmp_path, "train", "valid")
-    said, path = [], tmp_path / "facts.txt"
-    read_splits(tmp_path, None, say=said.append)
-    assert said == ["facts     2 questions bring their own"]
-    with pytest.raises(FileNotFoundError, match=r"facts.txt: no such file, but 2 questions need"):
-        read_splits(tmp_path, 1)
-    write_lines(path, "mice fear owls", "", "oaks and rain")
-    said.clear()
-    splits = read_splits(tmp_path, 1, say=said.append)
-    assert [q.facts[0] for q in splits["train"]] == [["Owls eat mice."], ["mice fear owls"]]
-    out_of = f"get theirs out of 2 in {path}; blank lines skipped: 1"
-    assert said == ["facts     2 questions bring their own", f"facts     2 questions {out_of}"]
-    said.clear()
-    splits = read_splits(tmp_path, 1, always=True, say=said.append)
-    assert [q.facts[0] for q in splits["train"]] == [["mice fear owls"]] * 2
-    assert said == [f"facts     4 questions {out_of}"]
-
-
-def test_blank_lines_and_questions_without_any_fact_are_counted(tmp_path: Path) -> None:
-    write_folder(tmp_path, "train", "valid")
-    with open(tmp_path / "valid.jsonl", "a") as file:
-        file.write("\n \n")
-    write_lines(tmp_path / "facts.txt", "the sea is salty")
-    said = []
-    read_splits(tmp_path, 1, say=said.append)
-    assert said[0] == f"skipped   2 blank lines in {tmp_path / 'valid.jsonl'}"
-    assert said[2].endswith("facts.txt; nothing was found for 2")
-
-
-# ---- facts
-
-
-def test_each_choice_gets_the_facts_for_it_and_the_question() -> None:
-    facts = ["Owls eat mice.", "Oaks are trees.", "Rain falls.", "Mice eat oaks."]
-    question = Question("", *OWL, 0, [[]])
-    retrieve([question], facts, 2)
-    assert question.facts == [
-        ["Owls eat mice.", "Mice eat oaks."],
-        ["Mice eat oaks.", "Owls eat mice."],
-        ["Rain falls.", "Owls eat mice."],
-    ]
-
-
-def test_equal_facts_take_one_place() -> None:
-    question = Question("", *OWL, 0, [[]])
-    retrieve([question], ["Owls eat mice.", "Rain.", "Owls eat mice.", "Mice eat oaks."], 2)
-    assert question.facts[0] == ["Owls eat mice.", "Mice eat oaks."]
-
-
-def test_wrong_facts_are_those_of_the_next_question() -> None:
-    facts = [[["a"], ["b"]], [["c"]], [["d"], ["e"], ["f"]]]
-    part = [Question("", "?", list("xyz")[:n], 0, f) for n, f in zip((2, 3, 3), facts, strict=True)]
-    exchange_facts(part)
-    assert [q.facts for q in part] == [[["c"]], [["d"], ["e"], ["f"]], [["a"], ["b"], ["a"]]]
-
-
-def test_baselines_are_what_rules_without_learning_reach() -> None:
-    facts = [["the coat is blue"]]
-    coat = Question("", "?", ["red hat", "blue coat"], 1, facts)
-    coats = [coat, coat, replace(coat, answer=0)]
-    hat = Question("a hat", "red?", ["coat", "red hat"], 1, [[]])
-    assert baselines([coat], coats) == "always choice 2: 66.7%, most common words: 66.7%"
-    assert baselines(coats, [hat]) == "always choice 2: 100.0%, most common words: 100.0%"
