@@ -168,7 +168,7 @@ def prepare(args: Namespace, say: Callable[[str], None] = print) -> Task:
         for what, items in lists.items():
             if items:
                 say(f"{what:10}{', '.join(items)}")
-        # What starts as a copy or I learns as the encoder does; the head and Wv, faster.
+        # Wk and the table start near what they are to be; Wv and the head don't, and learn faster.
         rates = {n: 10.0 for n in opened.new if "Wk" not in n and "fact_embeddings" not in n}
     else:
         config, tokenizer = open_config(folder, **fields)

@@ -69,7 +69,7 @@ def page(
     for n, q in enumerate(questions, 1):
         yield button("q", n, n == 1, f'title="{safe(q.question)}"', str(n))
     for n, q in enumerate(questions, 1):
-        yield f"<section><h2>{safe(f'{q.context} {q.question}'.strip())}</h2><div>"
+        yield f"<section><h2>{safe(q.asked)}</h2><div>"
         yield from versions(model, tokenizer, q, dtype, f"q{n}-v")
         yield "</div></section>"
     yield "</main></body></html>"

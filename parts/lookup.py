@@ -110,8 +110,7 @@ def by_words(
     """
     bm25 = BM25(facts)
     for q in tqdm(questions, "retrieving", unit="question", leave=False, disable=None):
-        asked = f"{q.context} {q.question}"
-        known, speaks = set(words(asked)), bm25.scores(asked)
+        known, speaks = set(words(q.asked)), bm25.scores(q.asked)
         scores = [speaks * bm25.scores(choice, without=known) for choice in q.choices]
         yield range(len(facts)), np.stack(scores)
 
@@ -124,16 +123,15 @@ def by_meaning(
     """
     bm25, found = BM25(facts), []
     for q in tqdm(questions, "retrieving", unit="question", leave=False, disable=None):
-        asked = bm25.scores(f"{q.context} {q.question}")
+        asked = bm25.scores(q.asked)
         ranked = [best(asked + bm25.scores(choice), candidates) for choice in q.choices]
         found.append(sorted(set().union(*ranked)))
     needed = sorted(set().union(*found))
-    row = {place: i for i, place in enumerate(needed)}
     vectors = embed([facts[place] for place in needed])
-    asked = embed([f"{q.context} {q.question} {c}".strip() for q in questions for c in q.choices])
+    asked = embed([f"{q.asked} {c}".strip() for q in questions for c in q.choices])
     ends = np.cumsum([len(q.choices) for q in questions])
     for places, asked_here in zip(found, np.split(asked, ends[:-1]), strict=True):
-        yield places, asked_here @ vectors[[row[place] for place in places]].T
+        yield places, asked_here @ vectors[np.searchsorted(needed, places)].T
 
 
 # ------------------------------------------------------------------------------ without learning
@@ -153,7 +151,7 @@ def baselines(train: list[Question], held_out: list[Question]) -> str:
 
 
 def most_common_words(q: Question) -> int:
-    known = [set(words(" ".join(facts) or f"{q.context} {q.question}")) for facts in q.facts]
+    known = [set(words(" ".join(facts) or q.asked)) for facts in q.facts]
     common = [len(of_choice(known, i) & set(words(c))) for i, c in enumerate(q.choices)]
     return common.index(max(common))
 

@@ -21,6 +21,11 @@ class Question:
     answer: int | None  # place of the right choice, from 0; None where nobody has told
     facts: list[list[str]]  # candidates, best first: one list for all choices, or one for each
 
+    @property
+    def asked(self) -> str:
+        """All that stands before the choices."""
+        return f"{self.context} {self.question}".strip()
+
 
 def of_choice(lists: list, choice: int) -> object:
     """Of lists like `Question.facts`: that of this choice, or the one that all choices share."""

@@ -39,7 +39,6 @@ def embed(
     texts: list[str], model: Kformer, tokenizer: Tokenizer, dtype: torch.dtype
 ) -> np.ndarray:
     """(n, D): the mean of each text's last hidden states, divided by its length."""
-    model.eval()
     most, device = model.config.max_tokens, next(model.parameters()).device
     rows = [
         [tokenizer.cls_token_id, *tokenizer.encode(text)[: most - 2], tokenizer.sep_token_id]
