@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 import train
 from parts.batches import shuffled
-from parts.state import LOG, STATE, TrainingState, alone_in, read_state, refuse_to_replace
+from parts.state import (
+    LOG,
+    STATE,
+    TrainingState,
+    alone_in,
+    identity,
+    read_state,
+    refuse_to_replace,
+)
 from tests.common import interrupt, log_of, run_train
 
 
@@ -61,6 +69,16 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
         for key in ("seconds", "train_questions_per_second", "eval_questions_per_second"):
             del log[-1][key]
     assert logs[0] == logs[1]
+
+
+def test_what_decides_the_result_makes_another_run() -> None:
+    names = ("steps", "batch_size", "lr", "warmup", "seed", "device", "dtype")
+    arguments, model = dict.fromkeys([*names, "out"], 1), nn.Linear(1, 1)
+    model.config = None
+    run = identity(arguments, model)["sha256"]
+    for name in names:
+        assert identity(arguments | {name: 2}, model)["sha256"] != run, name
+    assert identity(arguments | {"out": 2}, model)["sha256"] == run
 
 
 def test_an_interrupted_run_of_another_kind_is_not_gone_on_with(
