@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from kformer import VARIANTS, KformerForMultipleChoice
 from load_weights import load_config, open_config, open_folder, save_pretrained
-from parts.arguments import default_dtype, layer_numbers, positive
+from parts.arguments import default_dtype, layer_numbers, positive, runs_folder
 from parts.batches import Encoded, accuracy, encode, score, shuffled
 from parts.checkpoint import added_parameters, grouped
 from parts.effects import edited, gold, measure
@@ -84,7 +84,7 @@ def make_parser(several: bool = False) -> argparse.ArgumentParser:
         help="sentence encoder that ranks what is looked up by its meaning (default: the "
         "checkpoint, if it is one; otherwise words in common count)")
     add("--wrong-facts", action="store_true",
-        help="give each question the facts of another, for comparison")
+        help="give each question the facts of another, for comparison, saved in runs/wrong-facts")
     add("--steps", type=positive, metavar="N",
         help="batches to train on (default: 700, with a checkpoint four epochs)")
     add("--batch-size", type=positive, default=32, help="questions in a batch (default: 32)")
@@ -124,7 +124,7 @@ def resolve(args: Namespace) -> Namespace:
     args.lr = args.lr or (5e-5 if args.checkpoint else 1e-3)
     chosen = args.dtype and getattr(torch, args.dtype)
     args.dtype = chosen or default_dtype(config.hidden_size, args.device)
-    args.out = args.out or Path("runs", f"{args.inject}-seed-{args.seed}")
+    args.out = args.out or runs_folder(args.wrong_facts) / f"{args.inject}-seed-{args.seed}"
     refuse_to_replace(args.out, [Path.cwd(), args.data, args.checkpoint or args.data])
     return args
 
@@ -176,7 +176,8 @@ def prepare(args: Namespace, say: Callable[[str], None] = print) -> Task:
         # At the full rate the pooler's tanh soon saturates, and concat dies more often.
         rates = {"pooler.weight": 0.1, "pooler.bias": 0.1}
     candidates = None if args.inject == "none" else args.retrieve or args.facts
-    embed = args.retriever and sentence_encoder(args.retriever, args.dtype, args.device)
+    retriever = candidates and args.retriever
+    embed = retriever and sentence_encoder(retriever, args.dtype, args.device)
     always = args.retrieve is not None
     questions, data = read_data(args.data, folder, candidates, always, args.wrong_facts, embed)
     if args.steps is None:

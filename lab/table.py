@@ -16,6 +16,7 @@ from statistics import mean, stdev
 
 from tqdm import tqdm
 
+from parts.arguments import runs_folder
 from parts.batches import chance
 from parts.checkpoint import span
 from parts.files import replacing
@@ -41,7 +42,7 @@ def runs_of(args: Namespace) -> list[Namespace]:
         }
         which = row | {"seed": seed}
         name = "-".join(f"{k}-{v}" for k, v in which.items() if v is not None)
-        out = (args.out or Path("runs")) / name.removeprefix("inject-")
+        out = args.out / name.removeprefix("inject-")
         runs[name] = Namespace(**(vars(args) | which | {"out": out, "row": tuple(row.values())}))
     return list(runs.values())
 
@@ -113,11 +114,11 @@ def main() -> None:
     parser = make_parser(several=True)
     parser.description, parser.epilog = "Train all combinations, and print a table of them.", None
     args = parser.parse_args()
+    args.out = args.out or runs_folder(args.wrong_facts)
     runs = [resolve(one) for one in runs_of(args)]  # what is wrong with any is said at once
     join(args.device)
-    folder = args.out or Path("runs")
-    with alone_in(folder):
-        table(runs, folder)
+    with alone_in(args.out):
+        table(runs, args.out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What the values of arguments may be, and what they mean."""
 
 import re
+from pathlib import Path
 
 import torch
 
@@ -26,6 +27,11 @@ def layer_numbers(text: str, depth: int) -> tuple[int, ...]:
     if not numbers or max(numbers) >= depth:
         raise ValueError(f"--layers {text}: the model has the layers 0 to {depth - 1}")
     return tuple(sorted(numbers))
+
+
+def runs_folder(wrong_facts: bool) -> Path:
+    """A run with wrong facts doesn't take the place of the one with the right ones."""
+    return Path("runs", "wrong-facts") if wrong_facts else Path("runs")
 
 
 def default_dtype(hidden_size: int, device: str) -> torch.dtype:

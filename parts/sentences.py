@@ -1,5 +1,7 @@
 """Texts as vectors, by a sentence encoder: facts are looked up by what they mean."""
 
+import json
+import math
 from functools import cache, partial
 from pathlib import Path
 
@@ -11,35 +13,58 @@ from tqdm import tqdm
 from kformer import Kformer
 from load_weights import open_folder
 from parts.batches import pad
-from parts.files import blaming, read_json
+from parts.files import blaming, read_json, read_text
 from parts.lookup import Embed
 from parts.tokenizer import Tokenizer
 
 
 def is_sentence_encoder(folder: Path) -> bool:
     """Whether it says, as the folders of sentence-transformers do, that a text's vector is the mean
-    of its tokens' last hidden states.
+    of its tokens' last hidden states, and that nothing else becomes of it.
     """
-    path = folder / "1_Pooling" / "config.json"
+    path = folder / "modules.json"
     if not path.is_file():
         return False
     with blaming(path):
-        return read_json(path)["pooling_mode_mean_tokens"] is True
+        modules = {m["type"].split(".")[-1]: m["path"] for m in json.loads(read_text(path))}
+        if modules.keys() - {"Normalize"} != {"Transformer", "Pooling"}:
+            return False
+        path = folder / modules["Pooling"] / "config.json"
+    pooling = read_json(path)
+    if "pooling_mode" in pooling:  # as sentence-transformers 6.2 writes it
+        return pooling["pooling_mode"] == "mean"
+    modes = {key for key, on in pooling.items() if key.startswith("pooling_mode_") and on}
+    return modes <= {"pooling_mode_mean_tokens"}  # none: the mean is theirs by default
 
 
 @cache  # runs of a table share it
 def sentence_encoder(folder: Path, dtype: torch.dtype, device: str) -> Embed:
-    """What gives texts their vectors."""
+    """What gives texts their vectors. Raises ValueError where the folder isn't said to do that."""
+    if not is_sentence_encoder(folder):
+        raise ValueError(
+            f"{folder}: no sentence encoder: modules.json and the config.json of the pooling must "
+            "say that a text's vector is the mean of its tokens, and nothing else"
+        )
     model, tokenizer, _ = open_folder(folder, inject="none")
-    return partial(embed, model=model.to(device), tokenizer=tokenizer, dtype=dtype)
+    lengths = {
+        "sentence_bert_config.json": "max_seq_length",
+        "tokenizer_config.json": "model_max_length",  # where 6.2 writes it
+    }
+    said = [read_json(folder / f).get(key) for f, key in lengths.items() if (folder / f).is_file()]
+    with blaming(folder):
+        first = next(filter(None, said), math.inf)
+        most = min(model.config.max_tokens, first)
+    return partial(embed, model=model.to(device), tokenizer=tokenizer, dtype=dtype, most=most)
 
 
 @torch.inference_mode()
 def embed(
-    texts: list[str], model: Kformer, tokenizer: Tokenizer, dtype: torch.dtype
+    texts: list[str], model: Kformer, tokenizer: Tokenizer, dtype: torch.dtype, most: int
 ) -> np.ndarray:
-    """(n, D): the mean of each text's last hidden states, divided by its length."""
-    most, device = model.config.max_tokens, next(model.parameters()).device
+    """(n, D): the mean of each text's last hidden states, divided by its length. A text is cut to
+    `most` tokens.
+    """
+    device = next(model.parameters()).device
     rows = [
         [tokenizer.cls_token_id, *tokenizer.encode(text)[: most - 2], tokenizer.sep_token_id]
         for text in texts

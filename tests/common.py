@@ -131,6 +131,20 @@ def change_json(path: Path, **fields: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | fields))
 
 
+def sentence_encoder_of(folder: Path, *more: str, **pooling: object) -> Path:
+    """Says of a checkpoint what sentence-transformers says of a text's vector: by default the mean
+    of the tokens, divided by its length.
+    """
+    modules = ["Transformer", "Pooling", *(more or ["Normalize"])]
+    paths = {"Transformer": "", "Pooling": "1_Pooling"}
+    rows = [{"path": paths.get(m, m), "type": f"sentence_transformers.models.{m}"} for m in modules]
+    (folder / "modules.json").write_text(json.dumps(rows))
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    modes = {"word_embedding_dimension": 16, "pooling_mode_mean_tokens": True, "include_prompt": 1}
+    write_lines(folder / "1_Pooling" / "config.json", pooling or modes)
+    return folder
+
+
 def tiny_tokenizer() -> WordPiece:
     words = [f"w{i}" for i in range(5, TINY.vocab_size)]
     return WordPiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])

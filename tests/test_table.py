@@ -15,8 +15,9 @@ from tests.common import change_json, change_tensors, run_command, write_lines
 
 def test_the_runs_of_a_table_are_the_product_each_once() -> None:
     args = Namespace(
-        inject=["none", "concat", "ffn"], layers=["top", "0"], facts=[1, 5], seed=[0, 1], out=None
-    )
+        inject=["none", "concat", "ffn"], layers=["top", "0"], facts=[1, 5], seed=[0, 1],
+        out=Path("runs"),
+    )  # fmt: skip
     names = [str(run.out) for run in table.runs_of(args)]
     assert names[:4] == [str(Path("runs", n)) for n in (
         "none-seed-0", "none-seed-1", "concat-facts-1-seed-0", "concat-facts-1-seed-1",
@@ -57,6 +58,19 @@ def test_a_table_has_a_row_for_each_setting(
     added = 64 * 16 + 3 * 2 * (16 * 16 + 16)  # a table of fact embeddings; Wk, Wv and biases
     assert lines[3].split("|")[8].strip() == f"{added:,}"
     assert "chance 25.0%" in lines[0]
+
+
+def test_a_table_with_wrong_facts_is_beside_the_one_with_right_ones(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["--data", small_world, "--steps", 1]
+    run_command(monkeypatch, table, *command)
+    right = Path("runs/table.jsonl").read_bytes()
+    run_command(monkeypatch, table, *command, "--wrong-facts")
+    assert Path("runs/table.jsonl").read_bytes() == right
+    assert Path("runs/wrong-facts/ffn-seed-0/model.safetensors").exists()
+    assert Path("runs/wrong-facts/table.jsonl").exists()
 
 
 def test_an_interrupted_table_goes_on_where_it_stopped(

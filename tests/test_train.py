@@ -21,7 +21,6 @@ from parts import batches, sentences
 from parts.questions import read_questions
 from parts.sentences import embed
 from parts.state import STATE
-from parts.tokenizer import Tokenizer
 from test_kformer import HERE, KINDS, REFERENCE, biggest_change, tiny
 from tests.common import (
     OWL,
@@ -30,6 +29,7 @@ from tests.common import (
     log_of,
     run_command,
     run_train,
+    sentence_encoder_of,
     write_lines,
 )
 
@@ -263,22 +263,21 @@ def test_facts_are_looked_up_by_a_sentence_encoder(
     own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the checkpoint, if it is one, or another one that is named; afterwards, too."""
-    folder = shutil.copytree(REFERENCE / "bert", tmp_path / "bert")
+    folder, other = (shutil.copytree(REFERENCE / kind, tmp_path / kind) for kind in KINDS)
     asked = []
 
-    def spy(texts: list[str], model: nn.Module, tokenizer: Tokenizer, dtype: torch.dtype) -> object:
+    def spy(texts: list[str], model: nn.Module, **others: object) -> object:
         asked.append(model.config.model_type)
-        return embed(texts, model, tokenizer, dtype)
+        return embed(texts, model, **others)
 
     sentences.sentence_encoder.cache_clear()
     monkeypatch.setattr(sentences, "embed", spy)
     command = ["--data", own_data, "--checkpoint", folder, "--steps", 1, "--out", tmp_path / "run"]
     run_train(monkeypatch, *command)
     assert not asked
-    run_train(monkeypatch, *command, "--retriever", REFERENCE / "roberta")
+    run_train(monkeypatch, *command, "--retriever", sentence_encoder_of(other))
     assert asked == ["roberta"] * 2, "the facts, and the questions with their choices"
-    (folder / "1_Pooling").mkdir()
-    write_lines(folder / "1_Pooling" / "config.json", {"pooling_mode_mean_tokens": True})
+    sentence_encoder_of(folder)
     run_train(monkeypatch, *command)
     run_command(monkeypatch, predict, tmp_path / "run", "--out", tmp_path / "answers.jsonl")
     assert asked == ["roberta"] * 2 + ["bert"] * 4
@@ -294,12 +293,14 @@ def test_wrong_facts_are_those_of_another_question(
     loop = train.train
     monkeypatch.setattr(train, "train", lambda task, *a: seen.append(task) or loop(task, *a))
     command = ["--data", small_world, "--steps", 1]
-    run_train(monkeypatch, *command, "--out", tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    run_train(monkeypatch, *command)
     assert "those of another" not in capsys.readouterr().out
-    run_train(monkeypatch, *command, "--wrong-facts", "--out", tmp_path / "wrong")
+    run_train(monkeypatch, *command, "--wrong-facts")
     assert "facts     each question gets those of another" in capsys.readouterr().out
     right, wrong = ([q.facts for q in task.questions["train"]] for task in seen)
     assert wrong == right[1:] + right[:1] != right
+    assert log_of(tmp_path / "runs" / "ffn-seed-0") != log_of(Path("runs/wrong-facts/ffn-seed-0"))
 
 
 def test_questions_without_facts_need_a_file_of_facts(
