@@ -169,11 +169,7 @@ def predictions(
 
 def accuracy(model: KformerForMultipleChoice, data: list[Encoded], dtype: torch.dtype) -> float:
     """The share of questions whose right choice has the largest score."""
-    return share_right(predictions(model, data, dtype), data)
-
-
-def share_right(chosen: list[int], data: list[Encoded]) -> float:
-    """The share of questions of which the right choice is the one that was chosen."""
+    chosen = predictions(model, data, dtype)
     return sum(c == q.answer for c, q in zip(chosen, data, strict=True)) / len(data)
 
 

@@ -9,14 +9,15 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
-from statistics import mean
+from statistics import fmean
 
 import torch
 from torch import Tensor
 
 from kformer import KformerForMultipleChoice
-from parts.batches import chance, encode, predictions, scored, share_right
+from parts.batches import encode, predictions, scored
 from parts.inside import fact_scores
+from parts.lookup import exchanged
 from parts.processes import add_up
 from parts.questions import Question, of_choice
 from parts.tokenizer import Tokenizer
@@ -92,15 +93,24 @@ def measure(
     questions: list[Question],
     dtype: torch.dtype,
 ) -> dict[str, object]:
-    """Accuracy beside chance, and over the questions that have a gold fact what the answers owe to
-    the facts. Of the right answers, which share follows when it's edited (efficacy) and which share
+    """Accuracy beside chance and, if the model takes facts, with those of another question instead,
+    and how many questions are right with only one of the two. Over the questions that have a gold
+    fact: of the right answers, which share follows when it's edited (efficacy) and which share
     stays when another fact is (locality: Meng et al. 2022, arXiv 2202.05262); the accuracy without
     it, with the facts in another order and with those of another question added; and how often it
     is the one that fires most.
     """
-    data = [encode(q, tokenizer, model.config) for q in questions]
-    chosen = predictions(model, data, dtype)
-    found = {"test_accuracy": share_right(chosen, data), "chance": chance(data)}
+
+    def right(version: list[Question]) -> list[bool]:
+        data = [encode(q, tokenizer, model.config) for q in version]
+        return [c == q.answer for c, q in zip(predictions(model, data, dtype), data, strict=True)]
+
+    before = right(questions)
+    found = {"test_accuracy": fmean(before), "chance": fmean(1 / len(q.choices) for q in questions)}
+    if model.config.inject != "none" and any(any(q.facts) for q in questions):
+        instead = right(exchanged(questions))
+        differ = sum(was != now for was, now in zip(before, instead, strict=True))
+        found |= {"exchanged_accuracy": fmean(instead), "exchanged_differ": differ}
     some = [q for q in questions if gold(q)]
     if not some:
         return found
@@ -113,17 +123,14 @@ def measure(
         "shuffled": [changed(q, lambda facts: rng.sample(facts, len(facts))) for q in some],
         "added": [with_facts_of(q, other) for q, other in zip(some, others, strict=True)],
     }
-    right = {}
-    for name, version in versions.items():
-        after = predictions(model, [encode(q, tokenizer, model.config) for q in version], dtype)
-        right[name] = [c == q.answer for c, q in zip(after, version, strict=True)]
-    before = [c == q.answer for c, q in zip(chosen, questions, strict=True) if gold(q)]
-    follow = [now for was, now in zip(before, right["edited"], strict=True) if was]
+    after = {name: right(version) for name, version in versions.items()}
+    before = [was for was, q in zip(before, questions, strict=True) if gold(q)]
+    follow = [now for was, now in zip(before, after["edited"], strict=True) if was]
     found |= {"flip_rate": sum(follow) / max(1, len(follow)), "gold_facts": len(some)}
-    stay = zip(before, right["edited_elsewhere"], elsewhere, strict=True)
+    stay = zip(before, after["edited_elsewhere"], elsewhere, strict=True)
     if stay := [now for was, now, e in stay if was and e]:
-        found["locality"] = mean(stay)
-    found |= {f"{name}_accuracy": mean(right[name]) for name in ("removed", "shuffled", "added")}
+        found["locality"] = fmean(stay)
+    found |= {f"{name}_accuracy": fmean(after[name]) for name in ("removed", "shuffled", "added")}
     return found | {"gold_fires_most": gold_fires_most(model, tokenizer, some, dtype)}
 
 

@@ -8,6 +8,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,17 +52,18 @@ def read_splits(
     if bare and candidates is not None:
         say(f"facts     {look_up(bare, folder / 'facts.txt', candidates, embed)}")
     if wrong:
-        for part in splits.values():
-            exchange_facts(part)
+        splits = {split: exchanged(part) for split, part in splits.items()}
         say("facts     each question gets those of another")
     return splits
 
 
-def exchange_facts(questions: list[Question]) -> None:
-    """Gives each question the facts of the next: its first choice those of that one's first."""
-    lists = [q.facts for q in questions]
+def exchanged(questions: list[Question]) -> list[Question]:
+    """Each with the facts of the next one: its first choice has those of that one's first."""
+    found, lists = [], [q.facts for q in questions]
     for q, other in zip(questions, lists[1:] + lists[:1], strict=True):
-        q.facts = [other[i % len(other)] for i in range(1 if len(other) == 1 else len(q.choices))]
+        needed = 1 if len(other) == 1 else len(q.choices)
+        found.append(replace(q, facts=[other[i % len(other)] for i in range(needed)]))
+    return found
 
 
 # -------------------------------------------------------------------------------------- looking up

@@ -50,6 +50,11 @@ def lines_of_result(name: str, count: int, result: dict) -> Iterator[str]:
         yield "          too few questions to tell it from chance"
     elif test < least + 2 * (least * (1 - least) / count) ** 0.5:
         yield "          no better than chance: what it learned does not answer new questions"
+    if "exchanged_accuracy" in result:
+        exchanged = result["exchanged_accuracy"]
+        clear = (test - exchanged) * count > 2 * result["exchanged_differ"] ** 0.5
+        doubt = "" if clear else ", too close to say that its own help"
+        yield f"          with the facts of another question: {exchanged:.1%}{doubt}"
     if "flip_rate" in result:
         yield (
             f"edited    {result['flip_rate']:.1%} of right answers follow when the gold fact names "

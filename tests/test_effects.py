@@ -80,6 +80,21 @@ def test_effects_tell_who_reads_the_facts(
     assert without == {"test_accuracy": 0.0, "chance": 0.5}
 
 
+def test_with_the_facts_of_another_question_a_reader_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(effects, "predictions", reader(facts_count=True))
+    questions = [Question("", f"w{i}", ["w8", "w9"], 1, [[f"w{i} w9"]]) for i in (5, 6, 7, 5)]
+    model, tokenizer = tiny("concat"), tiny_tokenizer()
+    found = effects.measure(model, tokenizer, questions, torch.float32)
+    assert (found["test_accuracy"], found["exchanged_accuracy"]) == (1.0, 0.25)
+    assert found["exchanged_differ"] == 3, "the last question and the first are the same"
+    bare = [replace(q, facts=[[]]) for q in questions]
+    assert "exchanged_accuracy" not in effects.measure(model, tokenizer, bare, torch.float32)
+    found = effects.measure(tiny("none"), tokenizer, questions, torch.float32)
+    assert "exchanged_accuracy" not in found
+
+
 def test_the_effects_are_those_of_the_changes_they_name(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parts.lookup import baselines, by_meaning, exchange_facts, read_splits, retrieve
+from parts.lookup import baselines, by_meaning, exchanged, read_splits, retrieve
 from parts.questions import Question
 from tests.common import FORMATS, OWL, write_lines
 
@@ -130,8 +130,9 @@ def test_a_sentence_encoder_ranks_the_first_that_words_find() -> None:
 def test_wrong_facts_are_those_of_the_next_question() -> None:
     facts = [[["a"], ["b"]], [["c"]], [["d"], ["e"], ["f"]]]
     part = [Question("", "?", list("xyz")[:n], 0, f) for n, f in zip((2, 3, 3), facts, strict=True)]
-    exchange_facts(part)
-    assert [q.facts for q in part] == [[["c"]], [["d"], ["e"], ["f"]], [["a"], ["b"], ["a"]]]
+    wrong = [[["c"]], [["d"], ["e"], ["f"]], [["a"], ["b"], ["a"]]]
+    assert [q.facts for q in exchanged(part)] == wrong
+    assert [q.facts for q in part] == facts, "the questions are as they were"
 
 
 def test_baselines_are_what_rules_without_learning_reach() -> None:

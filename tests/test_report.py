@@ -35,3 +35,17 @@ def test_fewer_than_fifty_questions_tell_nothing_and_more_may_be_no_better_than_
     else:
         [line] = more
         assert line.strip().startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("exchanged", "differ", "clear"), [(0.5, 24, True), (0.5, 25, False), (0.7, 10, False)]
+)
+def test_a_difference_that_may_be_luck_is_said_to_be_close(
+    exchanged: float, differ: int, clear: bool
+) -> None:
+    """Of 100 answers 10 fewer are right: 17 lost and 7 gained is no luck, to one in twenty."""
+    result = {"test_accuracy": 0.6, "chance": 0.25}
+    result |= {"exchanged_accuracy": exchanged, "exchanged_differ": differ}
+    _, line = report.lines_of_result("test", 100, result)
+    doubt = "" if clear else ", too close to say that its own help"
+    assert line == f"          with the facts of another question: {exchanged:.1%}{doubt}"
