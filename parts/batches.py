@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -167,10 +168,17 @@ def predictions(
     return chosen.tolist()
 
 
-def accuracy(model: KformerForMultipleChoice, data: list[Encoded], dtype: torch.dtype) -> float:
-    """The share of questions whose right choice has the largest score."""
+def answered_right(
+    model: KformerForMultipleChoice, data: list[Encoded], dtype: torch.dtype
+) -> list[bool]:
+    """Whether the right choice has the largest score, for each question."""
     chosen = predictions(model, data, dtype)
-    return sum(c == q.answer for c, q in zip(chosen, data, strict=True)) / len(data)
+    return [c == q.answer for c, q in zip(chosen, data, strict=True)]
+
+
+def accuracy(model: KformerForMultipleChoice, data: list[Encoded], dtype: torch.dtype) -> float:
+    """The share of questions that are answered right."""
+    return fmean(answered_right(model, data, dtype))
 
 
 def chance(data: list[Encoded]) -> float:

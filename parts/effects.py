@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kformer import KformerForMultipleChoice
-from parts.batches import encode, predictions, scored
+from parts.batches import Encoded, answered_right, chance, encode, scored
 from parts.inside import fact_scores
 from parts.lookup import exchanged
 from parts.processes import add_up
@@ -101,14 +101,14 @@ def measure(
     is the one that fires most.
     """
 
-    def right(version: list[Question]) -> list[bool]:
-        data = [encode(q, tokenizer, model.config) for q in version]
-        return [c == q.answer for c, q in zip(predictions(model, data, dtype), data, strict=True)]
+    def encoded(version: list[Question]) -> list[Encoded]:
+        return [encode(q, tokenizer, model.config) for q in version]
 
-    before = right(questions)
-    found = {"test_accuracy": fmean(before), "chance": fmean(1 / len(q.choices) for q in questions)}
+    data = encoded(questions)
+    before = answered_right(model, data, dtype)
+    found = {"test_accuracy": fmean(before), "chance": chance(data)}
     if model.config.inject != "none" and any(any(q.facts) for q in questions):
-        instead = right(exchanged(questions))
+        instead = answered_right(model, encoded(exchanged(questions)), dtype)
         differ = sum(was != now for was, now in zip(before, instead, strict=True))
         found |= {"exchanged_accuracy": fmean(instead), "exchanged_differ": differ}
     some = [q for q in questions if gold(q)]
@@ -123,7 +123,7 @@ def measure(
         "shuffled": [changed(q, lambda facts: rng.sample(facts, len(facts))) for q in some],
         "added": [with_facts_of(q, other) for q, other in zip(some, others, strict=True)],
     }
-    after = {name: right(version) for name, version in versions.items()}
+    after = {name: answered_right(model, encoded(v), dtype) for name, v in versions.items()}
     before = [was for was, q in zip(before, questions, strict=True) if gold(q)]
     follow = [now for was, now in zip(before, after["edited"], strict=True) if was]
     found |= {"flip_rate": sum(follow) / max(1, len(follow)), "gold_facts": len(some)}

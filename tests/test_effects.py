@@ -62,7 +62,7 @@ def test_effects_tell_who_reads_the_facts(
     facts_count: bool, flips: float, right: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predictions = reader(facts_count)
-    monkeypatch.setattr(effects, "predictions", predictions)
+    monkeypatch.setattr(batches, "predictions", predictions)
     questions = [
         Question("", "w5", ["w8", "w9"], 0, [["w5 w8", "w6 w9"]]),
         Question("", "w7", ["w10", "w11"], 1, [["w12 w10", "w7 w11"]]),
@@ -83,7 +83,7 @@ def test_effects_tell_who_reads_the_facts(
 def test_with_the_facts_of_another_question_a_reader_is_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(effects, "predictions", reader(facts_count=True))
+    monkeypatch.setattr(batches, "predictions", reader(facts_count=True))
     questions = [Question("", f"w{i}", ["w8", "w9"], 1, [[f"w{i} w9"]]) for i in (5, 6, 7, 5)]
     model, tokenizer = tiny("concat"), tiny_tokenizer()
     found = effects.measure(model, tokenizer, questions, torch.float32)
@@ -102,7 +102,7 @@ def test_the_effects_are_those_of_the_changes_they_name(monkeypatch: pytest.Monk
         seen.append([[tiny_tokenizer().decode(fact) for fact in q.fact_ids[0]] for q in data])
         return [0] * len(data)
 
-    monkeypatch.setattr(effects, "predictions", predictions)
+    monkeypatch.setattr(batches, "predictions", predictions)
     facts = [["w5 w8", "w6", "w7", "w10"], ["w11 w8", "w12", "w13"]]
     questions = [Question("", "w5", ["w8", "w9", "w10"], 0, [f]) for f in facts]
     effects.measure(tiny("none"), tiny_tokenizer(), questions, torch.float32)
@@ -126,7 +126,7 @@ def test_locality_is_the_share_that_stays_where_another_fact_was_edited(
         w9 = tiny_tokenizer().encode("w9")
         return [0 if stubborn or w9 not in q.fact_ids[0] else 2 for q in data]
 
-    monkeypatch.setattr(effects, "predictions", predictions)
+    monkeypatch.setattr(batches, "predictions", predictions)
     choices = ["w8", "w9", "w10"]
     questions = [
         Question("", "w5", choices, 0, [["w5 w8", "w10"]]),  # becomes "w9"
