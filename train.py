@@ -84,7 +84,7 @@ def make_parser(several: bool = False) -> argparse.ArgumentParser:
         help="sentence encoder that ranks what is looked up by its meaning (default: the "
         "checkpoint, if it is one; otherwise words in common count)")
     add("--wrong-facts", action="store_true",
-        help="give each question the facts of another, for comparison, saved in runs/wrong-facts")
+        help="give each question the facts of another, for comparison")
     add("--steps", type=positive, metavar="N",
         help="batches to train on (default: 700, with a checkpoint four epochs)")
     add("--batch-size", type=positive, default=32, help="questions in a batch (default: 32)")
@@ -100,7 +100,7 @@ def make_parser(several: bool = False) -> argparse.ArgumentParser:
         help="of the matrix products (default: bfloat16 where the machine multiplies it natively "
         "and the hidden size is at least 256, else float32)")
     add("--out", type=Path, metavar="FOLDER",
-        help="where the run is saved (default: runs/INJECT-seed-SEED)")
+        help="where the run is saved (default: runs/INJECT-seed-SEED or runs/wrong-facts/...)")
     return parser
 
 
