@@ -14,6 +14,7 @@ from parts.command import command
 
 import argparse
 import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -27,10 +28,8 @@ from torch.overrides import TorchFunctionMode
 
 from kformer import VARIANTS, KformerConfig, KformerForMultipleChoice, initialize
 from parts.checkpoint import (
-    check_saved_together,
     check_tensor,
     check_vocabulary,
-    fingerprint,
     grouped,
     in_words,
     remarks,
@@ -39,7 +38,7 @@ from parts.checkpoint import (
 from parts.config import load_config, make_config, read_config
 from parts.files import blaming, open_tensors, replacing
 from parts.tokenizer import Tokenizer
-from parts.vocabulary import load_tokenizer
+from parts.vocabulary import VOCABULARIES, load_tokenizer
 
 # ---------------------------------------------------------------------------------------- names
 
@@ -193,9 +192,8 @@ def open_config(folder: Path, **overrides: object) -> tuple[KformerConfig, Token
 def open_folder(
     folder: Path, **overrides: object
 ) -> tuple[KformerForMultipleChoice, Tokenizer, LoadReport]:
-    """Config, tokenizer and weights, after a look at whether they belong together."""
+    """Config, tokenizer and weights."""
     config, tokenizer = open_config(folder, **overrides)
-    check_saved_together(folder, tokenizer)
     model, report = load_weights(folder, config)
     report.notes += remarks(read_config(folder) | overrides, config, tokenizer)
     return model, tokenizer, report
@@ -239,26 +237,18 @@ def save_pretrained(
     fields |= dataclasses.asdict(config)
     make_config(fields)
     texts = {"config.json": json.dumps(fields, indent=2) + "\n"} | tokenizer.files()
-    metadata = {"format": "pt", "kformer": json.dumps(fingerprint(fields, tokenizer))}
+    for name in itertools.takewhile(lambda name: name not in texts, VOCABULARIES):
+        if (folder / name).exists():
+            raise ValueError(
+                f"{folder / name} would be read in the place of the vocabulary that is saved: name "
+                "a new folder"
+            )
 
     with replacing(folder) as new:
         for name, text in texts.items():
             (new / name).write_bytes(text.encode("utf-8"))
-        save_file(tensors, new / "model.safetensors", metadata=metadata)
-        sort_metadata(new / "model.safetensors")
+        save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
         shutil.copymode(new / "config.json", new / "model.safetensors")  # not private
-    for name in {"tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"} - texts.keys():
-        (folder / name).unlink(missing_ok=True)  # of the tokenizer that was here before
-
-
-def sort_metadata(path: Path) -> None:
-    """safetensors writes it in random order; sorted, the same model is the same file."""
-    with open(path, "r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        file.seek(8)
-        file.write(json.dumps(header, separators=(",", ":")).encode("utf-8").ljust(size))
 
 
 def whole_tensors(model: KformerForMultipleChoice) -> dict[str, Tensor]:

@@ -1,18 +1,15 @@
-"""What load_weights.py leaves closed: where a checkpoint's weights are, whether its files belong
-together, and what to say of a model, its size in words and its many names in few.
+"""What load_weights.py leaves closed: where a checkpoint's weights are, whether its files fit
+each other, and what to say of a model, its size in words and its many names in few.
 """
 
-import json
 import re
-from hashlib import sha256
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from kformer import KformerConfig, KformerForMultipleChoice
-from parts.config import read_config
-from parts.files import blaming, check_file, open_tensors, read_json
+from parts.files import blaming, check_file, read_json
 from parts.tokenizer import Tokenizer
 
 
@@ -66,32 +63,6 @@ def check_vocabulary(folder: Path, tokenizer: Tokenizer, config: KformerConfig) 
             f"{folder}: {tokenizer.special[0]} has the id {tokenizer.pad_token_id}, but "
             f"pad_token_id in config.json is {config.pad_token_id}: correct the wrong one"
         )
-
-
-def fingerprint(fields: dict, tokenizer: Tokenizer) -> dict:
-    """What the shapes of the weights don't show of the config and the tokenizer they belong to."""
-    names = ("model_type", "num_attention_heads", "layer_norm_eps", "pad_token_id")
-    names += ("inject", "inject_layers", "num_facts")
-    files = json.dumps(sorted(tokenizer.files().items())).encode("utf-8")
-    return {n: fields.get(n) for n in names} | {"tokenizer": sha256(files).hexdigest()[:16]}
-
-
-def check_saved_together(folder: Path, tokenizer: Tokenizer) -> None:
-    """Raises ValueError where somebody was killed while saving over a model of another kind, by
-    the fingerprint that save_pretrained writes into the file of the weights.
-    """
-    if not (folder / "model.safetensors").is_file():
-        return
-    with open_tensors(folder / "model.safetensors") as file:
-        found = fingerprint(read_config(folder), tokenizer)
-        saved = json.loads((file.metadata() or {}).get("kformer", "null")) or found
-        for name in found:
-            if saved.get(name) != found[name]:
-                raise ValueError(
-                    f"saved with {name} {saved.get(name)}, but the files beside it have "
-                    f"{found[name]}: the folder was saved in part, save it again. (A setting is "
-                    "changed by load_pretrained(folder, num_facts=3), not in config.json.)"
-                )
 
 
 def remarks(content: dict, config: KformerConfig, tokenizer: Tokenizer) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from parts.files import blaming, must_be, read_json, read_text
 from parts.tokenizer import NAMES, SPACE, ByteLevelBPE, Tokenizer, WordPiece
 
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")  # the first one that is there is read
 # What "tokenizer_class" may be, less "Fast"; None is whatever tokenizer.json describes.
 CLASSES = {
     "BertTokenizer": WordPiece, "DistilBertTokenizer": WordPiece, "ElectraTokenizer": WordPiece,
