@@ -7,10 +7,10 @@ folder from there opens here to the same ids, hidden states and scores, and what
 opens there. No pickle is read or written, so a checkpoint from a stranger can't run code.
 
 Read it from top to bottom: names, weights, opening, saving, report. What is checked on the way is
-in parts/checkpoint.py, what the other files may say in parts/config.py and parts/vocabulary.py.
+in qa/checkpoint.py, what the other files may say in qa/config.py and qa/vocabulary.py.
 """
 
-from parts.command import command
+from qa.command import command
 
 import argparse
 import dataclasses
@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from kformer import VARIANTS, KformerConfig, KformerForMultipleChoice, initialize
-from parts.checkpoint import (
+from qa.checkpoint import (
     check_tensor,
     check_vocabulary,
     grouped,
@@ -35,10 +35,10 @@ from parts.checkpoint import (
     remarks,
     weight_files,
 )
-from parts.config import load_config, make_config, read_config
-from parts.files import blaming, open_tensors, replacing
-from parts.tokenizer import Tokenizer
-from parts.vocabulary import VOCABULARIES, load_tokenizer
+from qa.config import load_config, make_config, read_config
+from qa.files import blaming, open_tensors, replacing
+from qa.tokenizer import Tokenizer
+from qa.vocabulary import VOCABULARIES, load_tokenizer
 
 # ---------------------------------------------------------------------------------------- names
 

@@ -40,7 +40,7 @@ from kformer import (
 )
 from lab.released import MendedAttention, ReleasedAttention
 from load_weights import load_pretrained, our_name, their_name
-from parts.retrieval import BM25, words
+from qa.retrieval import BM25, words
 
 torch.set_num_threads(1)  # the models are too small to be shared out
 HERE = Path(__file__).resolve().parent
@@ -103,7 +103,7 @@ def attempt(name: str, function: Callable, *args: object, **kwargs: object) -> o
     try:
         return function(*args, **kwargs)
     except Exception as error:
-        frames, ours = traceback.extract_tb(error.__traceback__), ("", "parts", "lab")
+        frames, ours = traceback.extract_tb(error.__traceback__), ("", "qa", "lab")
         place = [f for f in frames if Path(f.filename).parent in [HERE / one for one in ours]][-1]
         said = " ".join(f"{type(error).__name__}: {error}".split())
     return fail(f"{name}: {said:.150} ({Path(place.filename).name}, line {place.lineno})")
@@ -759,7 +759,7 @@ class Counted(str):
 @exercise(8)
 def test_bm25_goes_through_its_facts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = [f"a{i} b{i} c{i} owl" for i in range(300)]
-    monkeypatch.setattr("parts.retrieval.words", lambda text: [Counted(w) for w in words(text)])
+    monkeypatch.setattr("qa.retrieval.words", lambda text: [Counted(w) for w in words(text)])
     monkeypatch.setattr(Counted, "looks", 0)
     attempt("BM25", BM25, facts).scores("owl")
     if Counted.looks > 40_000:

@@ -10,7 +10,7 @@ model, training, the report. `main` at the end calls them. The same command agai
 that was stopped.
 """
 
-from parts.command import command
+from qa.command import command
 
 import argparse
 from argparse import Namespace
@@ -28,17 +28,17 @@ from tqdm import tqdm
 
 from kformer import VARIANTS, KformerForMultipleChoice
 from load_weights import load_config, open_config, open_folder, save_pretrained
-from parts.arguments import default_dtype, layer_numbers, positive, runs_folder
-from parts.batches import Encoded, accuracy, encode, score, shuffled
-from parts.checkpoint import added_parameters, grouped
-from parts.effects import edited, gold, measure
-from parts.inside import show
-from parts.lookup import read_splits
-from parts.processes import RANK, add_up_gradients, anywhere, join, my_share
-from parts.questions import Question
-from parts.report import lines_of_data, lines_of_model, lines_of_result, row_of_report
-from parts.sentences import Embed, is_sentence_encoder, sentence_encoder
-from parts.state import (
+from qa.arguments import default_dtype, layer_numbers, positive, runs_folder
+from qa.batches import Encoded, accuracy, encode, score, shuffled
+from qa.checkpoint import added_parameters, grouped
+from qa.effects import edited, gold, measure
+from qa.inside import show
+from qa.lookup import read_splits
+from qa.processes import RANK, add_up_gradients, anywhere, join, my_share
+from qa.questions import Question
+from qa.report import lines_of_data, lines_of_model, lines_of_result, row_of_report
+from qa.sentences import Embed, is_sentence_encoder, sentence_encoder
+from qa.state import (
     LOG,
     TrainingState,
     alone_in,
@@ -48,7 +48,7 @@ from parts.state import (
     identity,
     refuse_to_replace,
 )
-from parts.tokenizer import Tokenizer
+from qa.tokenizer import Tokenizer
 
 # ----------------------------------------------------------------------------------- arguments
 

@@ -4,7 +4,7 @@
     echo "2 Mira paints clocks." | python -m lab.ask runs/ffn-seed-0
 """
 
-from parts.command import command
+from qa.command import command
 
 import re
 import sys
@@ -15,12 +15,12 @@ from itertools import chain
 
 from kformer import KformerForMultipleChoice
 from lab.saved import make_parser, open_saved
-from parts.batches import encode
-from parts.effects import changed, swapped
-from parts.inside import answers, fact_scores, kept_texts, printable
-from parts.questions import Question, of_choice
-from parts.retrieval import WORD
-from parts.tokenizer import Tokenizer
+from qa.batches import encode
+from qa.effects import changed, swapped
+from qa.inside import answers, fact_scores, kept_texts, printable
+from qa.questions import Question, of_choice
+from qa.retrieval import WORD
+from qa.tokenizer import Tokenizer
 
 HOW = (
     "Type 2 TEXT to change fact 2, + TEXT to add a fact, - 2 to delete fact 2, B TEXT to change "

@@ -5,7 +5,7 @@
 The facts that are added come from training questions and share no word with the question's own.
 """
 
-from parts.command import command
+from qa.command import command
 
 import argparse
 import random
@@ -17,10 +17,10 @@ from statistics import mean
 
 from lab.saved import open_saved, run_arguments
 from lab.table import over_seeds
-from parts.batches import accuracy, chance, encode
-from parts.effects import changed
-from parts.questions import Question, read_questions
-from parts.retrieval import words
+from qa.batches import accuracy, chance, encode
+from qa.effects import changed
+from qa.questions import Question, read_questions
+from qa.retrieval import words
 
 COUNTS = (4, 20, 100, 1000)
 COLOURS = {"none": "#57606a", "concat": "#9a3f00", "attention": "#0550ae", "ffn": "#116329"}

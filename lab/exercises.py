@@ -4,7 +4,7 @@
     python -m lab.exercises 3 5 --out FOLDER    these two; the others keep their answers
 """
 
-from parts.command import command
+from qa.command import command
 
 import argparse
 import ast
@@ -13,8 +13,8 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from parts.files import SCRATCH, read_text
-from parts.state import ROOT
+from qa.files import SCRATCH, read_text
+from qa.state import ROOT
 
 EXERCISES = {  # docs/exercises.md -> the file, its functions
     1: ("kformer.py", ["mean_embedding"]),
@@ -24,11 +24,11 @@ EXERCISES = {  # docs/exercises.md -> the file, its functions
     5: ("kformer.py", ["FFN.forward"]),
     6: ("load_weights.py", ["our_name"]),
     7: ("kformer.py", ["initialize_projection"]),
-    8: ("parts/retrieval.py", ["BM25.__init__"]),
+    8: ("qa/retrieval.py", ["BM25.__init__"]),
 }
 COPIED = [  # nothing else that lies in the folder: runs, notes, a history
     "README.md", "LICENSE", ".gitignore", ".gitattributes", "pyproject.toml", "requirements.txt",
-    "kformer.py", "train.py", "load_weights.py", "test_kformer.py", "data", "docs", "lab", "parts",
+    "kformer.py", "train.py", "load_weights.py", "test_kformer.py", "data", "docs", "lab", "qa",
     "tests",
 ]  # fmt: skip
 WORKFLOW = "docs/classroom.yml"

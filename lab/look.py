@@ -4,14 +4,14 @@
     python -m lab.look runs/ffn-seed-0 --html look.html
 """
 
-from parts.command import command
+from qa.command import command
 
 from pathlib import Path
 
 from lab.page import page
 from lab.saved import check_new, make_parser, open_saved, write_new
-from parts.arguments import positive
-from parts.inside import show
+from qa.arguments import positive
+from qa.inside import show
 
 
 @command()

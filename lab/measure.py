@@ -3,11 +3,11 @@
     python -m lab.measure runs/ffn-seed-0 FOLDER/test.jsonl
 """
 
-from parts.command import command
+from qa.command import command
 
 from lab.saved import make_parser, open_saved
-from parts.effects import measure
-from parts.report import lines_of_result
+from qa.effects import measure
+from qa.report import lines_of_result
 
 
 @command()

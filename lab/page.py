@@ -11,10 +11,10 @@ from itertools import chain
 import torch
 
 from kformer import KformerForMultipleChoice
-from parts.effects import edited, gold, removed
-from parts.inside import MEANING, Seen, look_into, number, printable
-from parts.questions import Question, of_choice
-from parts.tokenizer import Tokenizer
+from qa.effects import edited, gold, removed
+from qa.inside import MEANING, Seen, look_into, number, printable
+from qa.questions import Question, of_choice
+from qa.tokenizer import Tokenizer
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --ink: #111; --dim: #555; --line: #ccc;

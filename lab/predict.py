@@ -3,13 +3,13 @@
     python -m lab.predict runs/ffn-seed-0 FOLDER/test.jsonl --out answers.jsonl
 """
 
-from parts.command import command
+from qa.command import command
 
 import json
 from pathlib import Path
 
 from lab.saved import check_new, make_parser, open_saved, write_new
-from parts.inside import answers
+from qa.inside import answers
 
 
 @command()

@@ -9,12 +9,12 @@ import torch
 
 from kformer import KformerForMultipleChoice
 from load_weights import open_folder
-from parts.arguments import default_dtype, positive
-from parts.files import blaming, read_text, replacing
-from parts.lookup import look_up
-from parts.questions import Question, read_questions
-from parts.sentences import sentence_encoder
-from parts.tokenizer import Tokenizer
+from qa.arguments import default_dtype, positive
+from qa.files import blaming, read_text, replacing
+from qa.lookup import look_up
+from qa.questions import Question, read_questions
+from qa.sentences import sentence_encoder
+from qa.tokenizer import Tokenizer
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:

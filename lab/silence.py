@@ -6,7 +6,7 @@ Silenced in a layer, a fact is an empty slot there and does what it did in the o
 most may have nothing to do with the answer; what is missed when it's gone has.
 """
 
-from parts.command import command
+from qa.command import command
 
 import argparse
 from itertools import combinations
@@ -18,9 +18,9 @@ from torch import nn
 from kformer import KformerForMultipleChoice
 from lab.saved import open_saved
 from lab.table import over_seeds
-from parts.batches import Encoded, by_length, chance, encode, score
-from parts.checkpoint import span
-from parts.effects import gold, is_gold
+from qa.batches import Encoded, by_length, chance, encode, score
+from qa.checkpoint import span
+from qa.effects import gold, is_gold
 
 
 @torch.inference_mode()

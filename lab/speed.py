@@ -9,7 +9,7 @@ optimizer. Whatever is compared takes turns, so that what slows the machine down
 all of it down.
 """
 
-from parts.command import command
+from qa.command import command
 
 import argparse
 import time
@@ -27,9 +27,9 @@ from transformers import AutoTokenizer, BertForMultipleChoice
 
 from kformer import VARIANTS
 from load_weights import open_folder
-from parts.arguments import default_dtype
-from parts.batches import Encoded, accuracy, encode, predictions, score, shuffled
-from parts.questions import Question, read_questions
+from qa.arguments import default_dtype
+from qa.batches import Encoded, accuracy, encode, predictions, score, shuffled
+from qa.questions import Question, read_questions
 from train import parameter_groups
 
 DTYPES = (torch.float32, torch.bfloat16)

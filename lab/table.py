@@ -6,7 +6,7 @@ Given again, the command keeps the runs that are finished. The figures of all ru
 table.jsonl, a line for each row of the table.
 """
 
-from parts.command import command
+from qa.command import command
 
 import json
 from argparse import Namespace
@@ -16,12 +16,12 @@ from statistics import mean, stdev
 
 from tqdm import tqdm
 
-from parts.arguments import runs_folder
-from parts.batches import chance
-from parts.checkpoint import span
-from parts.files import replacing
-from parts.processes import RANK, join
-from parts.state import alone_in
+from qa.arguments import runs_folder
+from qa.batches import chance
+from qa.checkpoint import span
+from qa.files import replacing
+from qa.processes import RANK, join
+from qa.state import alone_in
 from train import Task, describe, make_parser, prepare, resolve, run
 
 HEADINGS = ("inject   ", "layers      ", "facts", "accuracy (chance {:.1%})", "edited: follows",

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import train
-from parts import batches
-from parts.questions import Question
-from parts.tokenizer import WordPiece
+from qa import batches
+from qa.questions import Question
+from qa.tokenizer import WordPiece
 from test_kformer import HERE, TINY
 
 REFERENCE = HERE / "data" / "reference"  # written by transformers, see data/make_reference.py

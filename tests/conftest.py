@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data import make_toy
-from parts.questions import Question, read_questions
+from qa.questions import Question, read_questions
 from test_kformer import HERE
 from tests.common import FORMATS, KINDS, REFERENCE, change_json, write_lines
 

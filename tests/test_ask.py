@@ -13,8 +13,8 @@ import torch
 
 from lab import ask, predict
 from load_weights import load_pretrained, save_pretrained
-from parts.inside import answers
-from parts.questions import Question
+from qa.inside import answers
+from qa.questions import Question
 from test_kformer import tiny
 from tests.common import REFERENCE, run_command, tiny_tokenizer, write_lines
 

@@ -12,8 +12,8 @@ from load_weights import (
     load_pretrained,
     load_tokenizer,
 )
-from parts import batches
-from parts.questions import Question
+from qa import batches
+from qa.questions import Question
 from test_kformer import HERE, REFERENCE, TINY, biggest_change, tiny, tokens
 from tests.common import ids
 

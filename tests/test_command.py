@@ -1,6 +1,6 @@
 """What every command does alike."""
 
-from parts.command import command
+from qa.command import command
 
 import io
 import os
@@ -35,7 +35,7 @@ def test_ctrl_c_while_torch_is_imported_is_one_line(arguments: str, tmp_path: Pa
 @pytest.mark.parametrize("error", ["KeyboardInterrupt", "RuntimeError"])
 def test_a_program_that_is_no_command_is_ended_as_ever(error: str, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
-    program.write_text(f"import parts.command; raise {error}('of its own')")
+    program.write_text(f"import qa.command; raise {error}('of its own')")
     ended = run(HERE, str(program))
     assert f"Traceback (most recent call last):\n  File \"{program}\"" in ended.stderr
     assert f"{error}: of its own" in ended.stderr

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from parts import batches, effects, inside
-from parts.questions import Question
+from qa import batches, effects, inside
+from qa.questions import Question
 from test_kformer import tiny
 from tests.common import ask, tiny_tokenizer
 

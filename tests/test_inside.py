@@ -13,9 +13,9 @@ import torch
 
 from kformer import KformerForMultipleChoice
 from lab.page import page
-from parts import inside
-from parts.effects import edited, gold, removed
-from parts.questions import Question
+from qa import inside
+from qa.effects import edited, gold, removed
+from qa.questions import Question
 from test_kformer import tiny
 from tests.common import ask, tiny_tokenizer
 
@@ -176,7 +176,7 @@ def test_the_words_nearest_to_what_a_fact_writes() -> None:
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_terminal_gets_shades(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """parts/command.py has what stands for them where its encoding lacks them."""
+    """qa/command.py has what stands for them where its encoding lacks them."""
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     text = "\n".join(shown(tiny("ffn").float(), QUESTION))
     assert ("█" in text, "#" in text) == (terminal, not terminal)

@@ -13,11 +13,11 @@ import torch
 from lab import ask, crowd, look, measure, predict, silence
 from lab.saved import write_new
 from load_weights import load_pretrained, load_tokenizer, save_pretrained
-from parts.batches import accuracy, encode, predictions
-from parts.effects import gold, removed
-from parts.inside import answers
-from parts.questions import read_questions
-from parts.retrieval import words
+from qa.batches import accuracy, encode, predictions
+from qa.effects import gold, removed
+from qa.inside import answers
+from qa.questions import read_questions
+from qa.retrieval import words
 from test_kformer import HERE, tiny
 from tests.common import log_of, run_command, run_train, write_lines
 

@@ -30,9 +30,9 @@ from load_weights import (
     open_folder,
     save_pretrained,
 )
-from parts.files import replacing, sweep
-from parts.state import alone_in
-from parts.tokenizer import WordPiece
+from qa.files import replacing, sweep
+from qa.state import alone_in
+from qa.tokenizer import WordPiece
 from test_kformer import HERE, KINDS, REFERENCE, N, biggest_change, padded_batch, tiny
 from tests.common import change_json, change_tensors, run_command, run_train, tiny_tokenizer
 from tests.test_tokenizer import same_ids_as_transformers, whole_tokenizer
@@ -490,7 +490,7 @@ def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:
 
 @needs_fcntl
 def test_what_a_killed_run_left_is_removed_by_the_next_training(tmp_path: Path) -> None:
-    script = "import os, sys; from pathlib import Path; from parts.files import replacing\n"
+    script = "import os, sys; from pathlib import Path; from qa.files import replacing\n"
     script += "with replacing(Path(sys.argv[1])) as new: (new / 'vocab.txt').touch(); os._exit(1)"
     subprocess.run([sys.executable, "-c", script, tmp_path], cwd=HERE, check=False)
     assert len(list(tmp_path.iterdir())) == 1

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parts.lookup import baselines, by_meaning, exchanged, read_splits, retrieve
-from parts.questions import Question
+from qa.lookup import baselines, by_meaning, exchanged, read_splits, retrieve
+from qa.questions import Question
 from tests.common import FORMATS, OWL, write_lines
 
 

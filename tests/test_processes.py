@@ -2,7 +2,7 @@
 
 import pytest
 
-from parts import processes
+from qa import processes
 
 
 @pytest.mark.parametrize(("size", "world"), [(13, 2), (1, 2), (8, 3), (5, 1)])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from parts.questions import Question, read_facts, read_questions
+from qa.questions import Question, read_facts, read_questions
 from tests.common import FACTS, FORMATS, OWL, write_lines
 
 ANSWERS = ("AnswerKey", "answerKey", "answer_idx", "answer", "label", "cop")

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from parts import report
-from parts.batches import Encoded
-from parts.questions import Question
+from qa import report
+from qa.batches import Encoded
+from qa.questions import Question
 
 
 def test_the_report_of_the_data_says_how_many_questions_were_cut() -> None:

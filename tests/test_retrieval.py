@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kformer import nearest_facts
-from parts.retrieval import BM25, best, words
+from qa.retrieval import BM25, best, words
 from test_kformer import TINY, B, D, L, tokens
 
 

@@ -10,7 +10,7 @@ import torch
 
 from kformer import Kformer
 from load_weights import load_pretrained
-from parts.sentences import embed, is_sentence_encoder, sentence_encoder
+from qa.sentences import embed, is_sentence_encoder, sentence_encoder
 from tests.common import KINDS, REFERENCE, sentence_encoder_of
 
 TEXTS = ["Owls eat mice.", "Oaks.", "Owls eat mice, and mice fear owls when the night falls.", ""]

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import train
-from parts.batches import shuffled
-from parts.state import (
+from qa.batches import shuffled
+from qa.state import (
     LOG,
     STATE,
     TrainingState,
@@ -160,7 +160,7 @@ def test_without_fcntl_a_training_leaves_no_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on Windows, which deletes no file that is open."""
-    monkeypatch.setattr("parts.state.fcntl", None)
+    monkeypatch.setattr("qa.state.fcntl", None)
     with alone_in(tmp_path / "run"):
         assert not list((tmp_path / "run").iterdir())
     assert not list((tmp_path / "run").iterdir())

@@ -9,7 +9,7 @@ import pytest
 
 import train
 from lab import table
-from parts import state
+from qa import state
 from tests.common import change_json, change_tensors, run_command, write_lines
 
 

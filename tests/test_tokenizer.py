@@ -14,7 +14,7 @@ from load_weights import (
     load_tokenizer,
     save_pretrained,
 )
-from parts.tokenizer import ByteLevelBPE, Tokenizer, WordPiece, byte_symbols, word_pattern
+from qa.tokenizer import ByteLevelBPE, Tokenizer, WordPiece, byte_symbols, word_pattern
 from test_kformer import KINDS, REFERENCE, tiny
 
 

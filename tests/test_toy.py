@@ -11,7 +11,7 @@ from data import make_toy
 from load_weights import (
     load_tokenizer,
 )
-from parts.questions import to_question
+from qa.questions import to_question
 from test_kformer import HERE
 
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 import train
 from lab import predict
 from load_weights import load_pretrained
-from parts import batches, sentences
-from parts.questions import read_questions
-from parts.sentences import embed
-from parts.state import STATE
+from qa import batches, sentences
+from qa.questions import read_questions
+from qa.sentences import embed
+from qa.state import STATE
 from test_kformer import HERE, KINDS, REFERENCE, biggest_change, tiny
 from tests.common import (
     OWL,

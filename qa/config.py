@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from kformer import KformerConfig
-from parts.files import blaming, must_be, open_tensors, read_json
+from qa.files import blaming, must_be, open_tensors, read_json
 
 FIELDS = {field.name: field.type for field in dataclasses.fields(KformerConfig)}
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from kformer import KformerForMultipleChoice
-from parts.batches import Encoded, chance
-from parts.checkpoint import in_words
-from parts.lookup import baselines
-from parts.questions import Question
+from qa.batches import Encoded, chance
+from qa.checkpoint import in_words
+from qa.lookup import baselines
+from qa.questions import Question
 
 
 def lines_of_data(

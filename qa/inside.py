@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kformer import KformerForMultipleChoice, mean_embedding
-from parts.batches import Encoded, encode, scored
-from parts.questions import Question, of_choice
-from parts.tokenizer import Tokenizer
+from qa.batches import Encoded, encode, scored
+from qa.questions import Question, of_choice
+from qa.tokenizer import Tokenizer
 
 
 def answers(

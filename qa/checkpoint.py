@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from kformer import KformerConfig, KformerForMultipleChoice
-from parts.files import blaming, check_file, read_json
-from parts.tokenizer import Tokenizer
+from qa.files import blaming, check_file, read_json
+from qa.tokenizer import Tokenizer
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from kformer import KformerForMultipleChoice
-from parts.batches import Encoded, answered_right, chance, encode, scored
-from parts.inside import fact_scores
-from parts.lookup import exchanged
-from parts.processes import add_up
-from parts.questions import Question, of_choice
-from parts.tokenizer import Tokenizer
+from qa.batches import Encoded, answered_right, chance, encode, scored
+from qa.inside import fact_scores
+from qa.lookup import exchanged
+from qa.processes import add_up
+from qa.questions import Question, of_choice
+from qa.tokenizer import Tokenizer
 
 # -------------------------------------------------------------------------------- edited facts
 

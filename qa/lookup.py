@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from parts.questions import Question, of_choice, read_facts, read_lines, read_questions
-from parts.retrieval import BM25, best, words
+from qa.questions import Question, of_choice, read_facts, read_lines, read_questions
+from qa.retrieval import BM25, best, words
 
 Embed = Callable[[list[str]], np.ndarray]  # n texts -> (n, D), each of length 1
 

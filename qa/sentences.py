@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from kformer import Kformer
 from load_weights import open_folder
-from parts.batches import pad
-from parts.files import blaming, read_json, read_text
-from parts.lookup import Embed
-from parts.tokenizer import Tokenizer
+from qa.batches import pad
+from qa.files import blaming, read_json, read_text
+from qa.lookup import Embed
+from qa.tokenizer import Tokenizer
 
 
 def is_sentence_encoder(folder: Path) -> bool:

@@ -26,7 +26,7 @@ codecs.register_error("in_ascii", in_ascii)
 @contextmanager
 def command() -> Iterator[None]:
     """Within, what goes wrong ends the program with status 2 and a line that says what."""
-    from parts.processes import leave  # and torch
+    from qa.processes import leave  # and torch
 
     sys.stdin = sys.stdin or open(os.devnull)  # closed
     sys.stdout = sys.stdout or open(os.devnull, "w")

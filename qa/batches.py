@@ -9,9 +9,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kformer import KformerConfig, KformerForMultipleChoice
-from parts.processes import RANK, WORLD, add_up
-from parts.questions import Question
-from parts.tokenizer import Tokenizer
+from qa.processes import RANK, WORLD, add_up
+from qa.questions import Question
+from qa.tokenizer import Tokenizer
 
 # -------------------------------------------------------------------------------------- tokens
 

@@ -23,8 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from parts.files import OURS, replacing, sweep
-from parts.processes import RANK, WORLD
+from qa.files import OURS, replacing, sweep
+from qa.processes import RANK, WORLD
 
 try:
     import fcntl
@@ -33,7 +33,7 @@ except ImportError:  # on Windows
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = [ROOT / f"{name}.py" for name in ("kformer", "load_weights", "train")]
-MODULES += sorted(ROOT.glob("parts/*.py"))
+MODULES += sorted(ROOT.glob("qa/*.py"))
 CODE = [path.read_bytes() for path in MODULES]  # now, while they are imported, not as edited later
 STATE = "training.safetensors"  # in a run's folder until it is finished
 LOG = "log.jsonl"  # from then on

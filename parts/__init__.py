@@ -1,1 +1,0 @@
-"""What a first reader can leave closed."""
