@@ -6,37 +6,25 @@ Files and tensors carry the names that Hugging Face transformers gives them: a B
 folder from there opens here to the same ids, hidden states and scores, and what is written here
 opens there. No pickle is read or written, so a checkpoint from a stranger can't run code.
 
-Read it from top to bottom: names, weights, opening, saving, report. What is checked on the way is
-in qa/checkpoint.py, what the other files may say in qa/config.py and qa/vocabulary.py.
+Read it from top to bottom: names, config, weights, opening, saving, report. The tokenizer is in
+qa/tokenizer.py.
 """
-
-from qa.command import command
 
 import argparse
 import dataclasses
-import itertools
 import json
+import os
 import re
-import shutil
-from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from kformer import VARIANTS, KformerConfig, KformerForMultipleChoice, initialize
-from qa.checkpoint import (
-    check_tensor,
-    check_vocabulary,
-    grouped,
-    in_words,
-    remarks,
-    weight_files,
-)
-from qa.config import load_config, make_config, read_config
-from qa.files import blaming, open_tensors, replacing
+from qa.errors import blaming, check_file, command, must_be, read_json
 from qa.tokenizer import Tokenizer
 from qa.vocabulary import VOCABULARIES, load_tokenizer
 
@@ -65,7 +53,7 @@ def translate(name: str, table: dict[str, str]) -> str:
 
 def our_name(theirs: str) -> str:
     """bert.encoder.layer.0.output.LayerNorm.gamma -> encoder.layer.0.ffn_norm.weight"""
-    name = re.sub(r"^(bert|roberta)\.", "", theirs)
+    name = re.sub(r"^(module\.)?(bert\.|roberta\.)?", "", theirs)  # "module." is of DataParallel
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
     name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
     return translate(name, NAMES)
@@ -75,6 +63,96 @@ def their_name(ours: str, model_type: str) -> str:
     """encoder.layer.0.ffn_norm.weight -> bert.encoder.layer.0.output.LayerNorm.weight"""
     name = translate(ours, {ours: theirs for theirs, ours in NAMES.items()})
     return name if name.startswith("classifier.") else f"{model_type}.{name}"
+
+
+# --------------------------------------------------------------------------------------- config
+
+FIELDS = {field.name: field.type for field in dataclasses.fields(KformerConfig)}
+
+# What a missing field stands for, where BERT and RoBERTa differ.
+DEFAULTS = {
+    "bert": {"vocab_size": 30522, "pad_token_id": 0},
+    "roberta": {"vocab_size": 50265, "pad_token_id": 1},
+}
+
+# All other settings that change the hidden states, in transformers 5.23 and in older versions, and
+# what is built here; None is a setting that isn't built at all.
+BUILT = {
+    "hidden_act": ("gelu", "gelu_python"),  # one function, in two implementations
+    "position_embedding_type": "absolute", "pruned_heads": {},
+    "is_decoder": False, "is_encoder_decoder": False, "add_cross_attention": False,
+    "per_layer_config": None, "fusion_config": None,
+    "quantization_config": None, "compression_config": None, "quantization": None,
+    "auto_map": None,  # code of its own
+    "transformers_weights": None,  # another file than model.safetensors
+    "configuration_files": None,  # another file than config.json
+}  # fmt: skip
+ADAPTER = "adapter_config.json"
+
+
+def load_config(folder: str | Path, **overrides: object) -> KformerConfig:
+    """The fields of config.json that KformerConfig knows; `overrides` replace them first of all.
+
+    Raises ValueError for whatever would make another model in transformers than it does here.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file() or (folder / ADAPTER).is_file():
+        raise FileNotFoundError(why_no_checkpoint(folder))
+    if unknown := overrides.keys() - FIELDS:
+        raise ValueError(f"{min(unknown)!r} is none of the settings: {', '.join(FIELDS)}")
+    content = read_json(folder / "config.json") | overrides
+    content = {name: value for name, value in content.items() if value is not None}
+    with blaming(folder / "config.json"):
+        return make_config(content)
+
+
+def make_config(content: dict) -> KformerConfig:
+    """What config.json says -> the config. Raises ValueError for what isn't built here."""
+    model_type = content.get("model_type")
+    if model_type not in DEFAULTS:
+        raise ValueError(
+            f'"model_type" is {model_type!r}, must be "bert" or "roberta"; where it is missing: '
+            'write it there, or load_pretrained(folder, model_type="bert")'
+        )
+    must_be(content, **BUILT)
+    fields = DEFAULTS[model_type] | {k: v for k, v in content.items() if k in FIELDS}
+    for name, value in fields.items():
+        check_number(name, value)
+    config = KformerConfig(**fields)
+    if config.pad_token_id >= config.vocab_size or config.max_tokens < 1:
+        raise ValueError(
+            f"pad_token_id is {config.pad_token_id}, too much for vocab_size "
+            f"{config.vocab_size} or max_position_embeddings {config.max_position_embeddings}"
+        )
+    return config
+
+
+def check_number(name: str, value: object) -> None:
+    """Raises ValueError for what isn't a number, or out of range."""
+    most = 1000 if name == "num_hidden_layers" else 1_000_000
+    least = 0 if name.endswith("token_id") else 1
+    if FIELDS[name] is int and (type(value) is not int or not least <= value <= most):
+        raise ValueError(f"{name} is {value!r}, must be a whole number from {least} to {most:,}")
+    if FIELDS[name] is float and (type(value) not in (int, float) or not 0 <= value < 1):
+        raise ValueError(f"{name} is {value!r}, must be at least 0 and below 1")
+
+
+def why_no_checkpoint(folder: Path) -> str:
+    """One line: what is wrong with the folder, and where a checkpoint is to be had."""
+    if not folder.is_dir():
+        return (
+            f"{folder}: no such folder. A model of the Hugging Face Hub that has a "
+            f"model.safetensors comes by: hf download NAME --local-dir {folder}"
+        )
+    if (folder / ADAPTER).is_file():
+        return (
+            f"{folder}: an adapter ({ADAPTER}), which belongs to the weights of another model: "
+            "merge the two with merge_and_unload of peft, and save that"
+        )
+    configs = [*folder.glob("*/config.json"), *folder.glob("snapshots/*/config.json")]
+    deeper = [str(path.parent) for path in configs if any(path.parent.glob("*model*"))]
+    where = f", but {' and in '.join(deeper[:3])} there is: open that" if deeper else ""
+    return f"{folder / 'config.json'}: no such file{where}"
 
 
 # -------------------------------------------------------------------------------------- weights
@@ -90,45 +168,19 @@ class LoadReport:
     notes: list[str]  # what else a user should know
 
 
-class Unfilled(TorchFunctionMode):
-    """In-place functions, which would fill new weights with a start, do nothing.
-
-    torch.device("meta") would do as well, but costs a second: it imports 800 modules.
-    """
-
-    def __torch_function__(
-        self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None
-    ) -> object:
-        if re.search(r"[^_]_$", function.__name__):  # normal_, mul_, but not __get__
-            return args[0] if args else kwargs["tensor"]
-        return function(*args, **kwargs or {})
-
-
-def empty_model(config: KformerConfig) -> KformerForMultipleChoice:
-    """For weights that come from a file: memory is reserved, but never touched."""
-    with Unfilled():
-        return KformerForMultipleChoice(config, from_scratch=False)
-
-
 def load_weights(
     folder: Path, config: KformerConfig
 ) -> tuple[KformerForMultipleChoice, LoadReport]:
-    """The model of `config` with the weights of a folder, in evaluation mode.
-
-    Tensors are copied, not mapped from the file: so it may be replaced while the model lives, on
-    Windows, too, and where its numbers lie has no part in how a product rounds.
-    """
-    with blaming(folder / "config.json"):
-        model = empty_model(config)
+    """The model of `config` with the weights of a folder, in evaluation mode."""
+    model = KformerForMultipleChoice(config, from_scratch=False)
     wanted = model.state_dict()
     tensors, unused = read_tensors(folder, wanted, config)
     loaded = [name for name in wanted if name in tensors]
     new = [name for name in wanted if name not in tensors]
-    check_missing(folder, new, unused, config)
+    check_missing(folder, new, config)
     kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
     notes = [f"weights in {kind} become float32" for kind in sorted(kinds - {"float32"})]
-    tensors = {name: t.to(wanted[name].dtype, copy=True) for name, t in tensors.items()}
-    model.load_state_dict(tensors, strict=False, assign=True)
+    model.load_state_dict(tensors, strict=False)
     initialize(model, new)
     return model.eval(), LoadReport(loaded, unused, new, notes)
 
@@ -141,7 +193,8 @@ def read_tensors(
     """
     tensors, unused = {}, []
     for path in weight_files(folder):
-        with open_tensors(path) as file:
+        check_file(path)
+        with blaming(path), safe_open(path, framework="pt") as file:
             for theirs in file.keys():
                 name = our_name(theirs)
                 if name in tensors:
@@ -151,31 +204,63 @@ def read_tensors(
                     check_unused(theirs, wanted)
                     unused.append(theirs)
                 else:
-                    tensor = file.get_tensor(theirs)
-                    check_tensor(theirs, tensor, wanted[name].shape, config)
-                    tensors[name] = tensor
+                    tensors[name] = file.get_tensor(theirs)
+                    check_tensor(theirs, tensors[name], wanted[name].shape, config)
     return tensors, unused
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """model.safetensors, or the shards that model.safetensors.index.json lists."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        content = read_json(index)
+        with blaming(index):
+            return [folder / name for name in sorted(set(content["weight_map"].values()))]
+    if pickles := sorted(path.name for path in folder.glob("pytorch_model*.bin")):
+        check_file(folder / pickles[0])
+        raise FileNotFoundError(
+            f"{whole}: no such file, and {' + '.join(pickles)} is a pickle, which isn't read here. "
+            'To convert it, in that folder: python -c "import glob, torch, safetensors.torch as s; '
+            "files = glob.glob('pytorch_model*.bin'); "
+            "w = {k: t for f in files for k, t in torch.load(f, weights_only=True).items()}; "
+            "s.save_file({k: t.clone().contiguous() for k, t in w.items()}, 'model.safetensors')\""
+        )
+    others = sorted(path.name for path in folder.glob("*model*"))
+    but = f", but {' + '.join(others)}: transformers may be able to convert that" if others else ""
+    raise FileNotFoundError(f"{whole}: no such file{but}")
+
+
+def check_tensor(name: str, tensor: Tensor, wanted: torch.Size, config: KformerConfig) -> None:
+    """Raises ValueError for other numbers, and for a shape that the config doesn't ask for."""
+    if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        right = "floating-point numbers of 16 bits or more: take weights that aren't quantised"
+        raise ValueError(f"{name} holds {tensor.dtype}, must hold {right}")
+    if tensor.shape != wanted:
+        sizes = {k: v for k, v in vars(config).items() if k.endswith(("_size", "_embeddings"))}
+        wrong = set(wanted) - set(tensor.shape) or set(wanted)
+        asked = ", ".join(f"{k} {v}" for k, v in sizes.items() if v in wrong)
+        found, right = tuple(tensor.shape), tuple(wanted)
+        raise ValueError(f"{name} has shape {found}, but config.json asks for {right}: {asked}")
 
 
 def check_unused(theirs: str, wanted: dict[str, Tensor]) -> None:
     """Raises ValueError for what stands beside a weight of ours and changes what it means: the
     scale of a quantised one, an adapter's lora_A.
     """
-    name = re.sub(r"^(roberta\.|bert\.|)", "bert.", theirs)
+    name = re.sub(r"^(module\.)?(bert\.|roberta\.)?", "bert.", theirs)
     modules = {their_name(name, "bert").rpartition(".")[0] for name in wanted} - {"classifier"}
     if any(name.startswith(f"{module}.") for module in modules) or re.search("adapter|lora_", name):
         advice = "take weights that aren't quantised, with adapters merged into them"
         raise ValueError(f"{theirs} isn't built here: {advice}")
 
 
-def check_missing(folder: Path, new: list[str], unused: list[str], config: KformerConfig) -> None:
+def check_missing(folder: Path, new: list[str], config: KformerConfig) -> None:
     """Raises ValueError for a parameter that can't be new: without it, it is another model."""
     for name in new:
         if not re.search(r"^fact_embeddings|^pooler|^classifier|\.W[kv]\.", name):
-            theirs = their_name(name, config.model_type)
-            alike = [other for other in unused if other.endswith(theirs.partition(".")[2])]
-            but = f", but {alike[0]} is there: rename the tensors" if alike else ""
-            raise ValueError(f"{folder}: {theirs} is missing{but}")
+            raise ValueError(f"{folder}: {their_name(name, config.model_type)} is missing")
 
 
 # -------------------------------------------------------------------------------------- opening
@@ -184,7 +269,8 @@ def check_missing(folder: Path, new: list[str], unused: list[str], config: Kform
 def open_config(folder: Path, **overrides: object) -> tuple[KformerConfig, Tokenizer]:
     """Config and tokenizer of a folder that may have no weights."""
     config, tokenizer = load_config(folder, **overrides), load_tokenizer(folder)
-    check_vocabulary(folder, tokenizer, config)
+    with blaming(folder):
+        tokenizer.check_ids(config.vocab_size, config.pad_token_id)
     config.sep_token_id = tokenizer.sep_token_id
     return config, tokenizer
 
@@ -195,7 +281,8 @@ def open_folder(
     """Config, tokenizer and weights."""
     config, tokenizer = open_config(folder, **overrides)
     model, report = load_weights(folder, config)
-    report.notes += remarks(read_config(folder) | overrides, config, tokenizer)
+    if spare := config.vocab_size - len(tokenizer.vocab):
+        report.notes.append(f"{spare} rows of the embeddings are of no token in the vocabulary")
     return model, tokenizer, report
 
 
@@ -208,11 +295,8 @@ def load_pretrained(
     Raises FileNotFoundError or ValueError with one line that says what is wrong, and where.
     """
     model, tokenizer, report = open_folder(Path(folder), **overrides)
-    for note in report.notes:
-        print(f"{folder}: {note}")
-    for what, names in (("unused", report.unused), ("newly initialised", report.new)):
-        if names:
-            print(f"{folder}: {what}: {', '.join(grouped(names))}")
+    for line in lines_of_report(report):
+        print(f"{folder}: {line}")
     return model, tokenizer
 
 
@@ -224,77 +308,96 @@ def save_pretrained(
 ) -> None:
     """Writes a folder that load_pretrained reads back to the same scores, bit for bit.
 
-    transformers opens it too, as BertForMultipleChoice or RobertaForMultipleChoice. All files are
-    whole before the first one takes the place of its old self, the weights first: a crash while
-    writing leaves the old folder as it was. Raises ValueError, before anything is written, for what
-    couldn't be opened again.
+    transformers opens it too, as BertForMultipleChoice or RobertaForMultipleChoice. Raises
+    ValueError, before anything is written, where config, vocabulary and folder don't fit together.
     """
     folder, model = Path(folder), getattr(model, "module", model)  # of DataParallel
-    config, tensors = model.config, whole_tensors(model)
-    check_vocabulary(folder, tokenizer, config)
+    config = model.config
+    tokenizer.check_ids(config.vocab_size, config.pad_token_id)
     kind = config.model_type.capitalize()
     fields = {"architectures": [f"{kind}ForMultipleChoice"], "hidden_act": "gelu"}
     fields |= dataclasses.asdict(config)
     make_config(fields)
     texts = {"config.json": json.dumps(fields, indent=2) + "\n"} | tokenizer.files()
-    for name in itertools.takewhile(lambda name: name not in texts, VOCABULARIES):
+    for name in takewhile(lambda name: name not in texts, VOCABULARIES):
         if (folder / name).exists():
             raise ValueError(
                 f"{folder / name} would be read in the place of the vocabulary that is saved: name "
                 "a new folder"
             )
-
-    with replacing(folder) as new:
+    tensors = {  # each with memory of its own, where two parameters are one
+        their_name(name.replace("_orig_mod.", ""), config.model_type):  # of torch.compile
+            tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_whole(tensors, folder / "model.safetensors")
         for name, text in texts.items():
-            (new / name).write_bytes(text.encode("utf-8"))
-        save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
-        shutil.copymode(new / "config.json", new / "model.safetensors")  # not private
+            (folder / name).write_bytes(text.encode("utf-8"))
+    except OSError as error:
+        raise OSError(f"{folder}: can't be written ({error})") from None
 
 
-def whole_tensors(model: KformerForMultipleChoice) -> dict[str, Tensor]:
-    """All parameters by their names in the file, each with memory of its own.
-
-    Raises ValueError where they aren't those that the config asks for.
-    """
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        name = name.replace("_orig_mod.", "")  # of torch.compile
-        tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
-    wanted = empty_model(model.config).state_dict()
-    if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in wanted.items()}:
-        raise ValueError("save_pretrained: these aren't the parameters that model.config asks for")
-    return {their_name(name, model.config.model_type): t for name, t in tensors.items()}
+def save_whole(tensors: dict[str, Tensor], path: Path, **metadata: str) -> None:
+    """A safetensors file, written beside and moved into place: the old one is there until then."""
+    beside = path.with_name(f"{path.name}.new")
+    save_file(tensors, beside, metadata={"format": "pt"} | metadata)
+    os.replace(beside, path)
 
 
 # -------------------------------------------------------------------------------------- report
 
 
-def describe(folder: Path, inject: str | None) -> None:
-    """The report: kind and sizes, what went where, one sentence in tokens."""
-    overrides = {} if inject is None else {"inject": inject}
-    model, tokenizer, report = open_folder(folder, **overrides)
-    sizes, parameters = in_words(model)
-    print(f"model      {model.config.model_type}, up to {model.config.max_tokens} tokens, {sizes}")
-    print(f"           {parameters}")
-    for note in report.notes:
-        print(f"note       {note}")
-    lists = {"loaded": report.loaded, "unused": report.unused, "new": report.new}
-    for what, names in lists.items():
-        print(f"{what:10} {len(names)}", *grouped(names), sep="\n             ")
-    sentence = "Kformer's facts fire in feed-forward layers: naïve, isn't it?"
-    tokens = " ".join(tokenizer.vocab[i] for i in tokenizer.encode(sentence))
-    print(f"tokenizer  {type(tokenizer).__name__}, {len(tokenizer.vocab):,} tokens")
-    print(f"           {sentence}\n           {tokens}")
+def lines_of_report(report: LoadReport) -> list[str]:
+    """Its notes, and the names that aren't loaded, with a * for the numbers of the layers."""
+    lines = [*report.notes]
+    for what, names in (("unused", report.unused), ("newly initialised", report.new)):
+        if names:
+            lines.append(f"{what}: {', '.join(grouped(names))}")
+    return lines
 
 
-@command()
+def grouped(names: list[str]) -> list[str]:
+    """encoder.layer.0.Wk.bias, encoder.layer.1.Wk.bias -> encoder.layer.*.Wk.bias"""
+    return list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names))
+
+
+def size_of(model: KformerForMultipleChoice) -> list[str]:
+    """How large a model is and where facts come in; how many parameters it has."""
+    config, added = model.config, added_parameters(model)
+    where = f" in layers {' '.join(map(str, config.inject_layers))}" if added else ""
+    total = sum(p.numel() for p in model.parameters())
+    return [
+        f"{config.num_hidden_layers} layers, hidden size {config.hidden_size}, "
+        f"{config.num_attention_heads} heads, FFN width {config.intermediate_size}; "
+        f"injection: {config.inject}{where}",
+        f"{total:,} parameters, {added:,} of them for the facts",
+    ]
+
+
+def added_parameters(model: KformerForMultipleChoice) -> int:
+    """How many parameters are there for the facts."""
+    of_facts = re.compile(r"fact_embeddings\.|.*\.W[kv]\.")
+    return sum(p.numel() for name, p in model.named_parameters() if of_facts.match(name))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Say what is in a checkpoint folder.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--inject", choices=VARIANTS, help="(default: as in config.json)")
     args = parser.parse_args()
-    describe(args.folder, args.inject)
+    overrides = {} if args.inject is None else {"inject": args.inject}
+    model, tokenizer, report = open_folder(args.folder, **overrides)
+    config, sentence = model.config, "Kformer's facts fire in feed-forward layers: naïve, isn't it?"
+    print("model     ", f"{config.model_type}, up to {config.max_tokens} tokens", *size_of(model),
+          sep="\n  ")  # fmt: skip
+    print("loaded    ", *grouped(report.loaded), sep="\n  ")
+    print("          ", *lines_of_report(report), sep="\n  ")
+    print(f"tokenizer  {type(tokenizer).__name__}, {len(tokenizer.vocab):,} tokens")
+    print(f"  {sentence}\n  {' '.join(tokenizer.vocab[i] for i in tokenizer.encode(sentence))}")
 
 
 if __name__ == "__main__":
-    main()
+    with command():
+        main()

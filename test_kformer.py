@@ -13,6 +13,7 @@ what is tested holds for any weights.
 import itertools
 import math
 import random
+import re
 import subprocess
 import sys
 import traceback
@@ -767,8 +768,9 @@ def test_bm25_goes_through_its_facts_once(monkeypatch: pytest.MonkeyPatch) -> No
              "times each: go through the facts once, and not again for each word.")  # fmt: skip
 
 
-def test_kformer_as_a_program_shows_one_fact_at_work() -> None:
+def test_kformer_as_a_program_learns_to_read_a_fact() -> None:
     done = subprocess.run([sys.executable, HERE / "kformer.py"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "with the fact that owls eat mice" in done.stdout
-    assert done.stdout.count("in layer 1 it fired") == 8, "at each of the tokens"
+    right, chance = (float(share) for share in re.findall(r"([\d.]+)%", done.stdout))
+    assert right > 90
+    assert 45 < chance < 55

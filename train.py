@@ -5,84 +5,82 @@
     python train.py --inject ffn --checkpoint FOLDER --data FOLDER      one's own
     torchrun --nproc_per_node=2 train.py --inject ffn                   shares each batch out
 
-Read it from top to bottom, one run in the order in which it happens: arguments, questions and
-model, training, the report. `main` at the end calls them. The same command again goes on with a run
-that was stopped.
+Read it from top to bottom, one run in the order in which it happens: arguments, model and
+questions, training, what is saved. `main` at the end calls them. The same command again goes on
+with a run that was stopped.
 """
 
-from qa.command import command
-
 import argparse
+import hashlib
+import json
+import os
+import re
+import sys
+import time
 from argparse import Namespace
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache, partial
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 
 import torch
+from safetensors import safe_open
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from kformer import VARIANTS, KformerForMultipleChoice
-from load_weights import load_config, open_config, open_folder, save_pretrained
-from qa.arguments import default_dtype, layer_numbers, positive, runs_folder
-from qa.batches import Encoded, accuracy, encode, score, shuffled
-from qa.checkpoint import added_parameters, grouped
-from qa.effects import edited, gold, measure
-from qa.inside import show
-from qa.lookup import read_splits
-from qa.processes import RANK, add_up_gradients, anywhere, join, my_share
-from qa.questions import Question
-from qa.report import lines_of_data, lines_of_model, lines_of_result, row_of_report
-from qa.sentences import Embed, is_sentence_encoder, sentence_encoder
-from qa.state import (
-    LOG,
-    TrainingState,
-    alone_in,
-    check_finite,
-    ctrl_c_finishes_the_step,
-    finished,
-    identity,
-    refuse_to_replace,
+from load_weights import (
+    added_parameters,
+    lines_of_report,
+    load_weights,
+    open_config,
+    save_pretrained,
+    save_whole,
+    size_of,
 )
-from qa.tokenizer import Tokenizer
+from qa.batches import Answerer, Encoded, default_dtype, shuffled
+from qa.errors import blaming, command
+from qa.evaluation import chance, exchanged, lines_of_result, measure, rules
+from qa.questions import NO_FACTS, Question, read_questions, split_paths
+
+# One of WORLD processes where torchrun starts them, otherwise the only one.
+BY_TORCHRUN = "TORCHELASTIC_RUN_ID" in os.environ
+WORLD = int(os.environ["WORLD_SIZE"]) if BY_TORCHRUN else 1
+RANK = int(os.environ["RANK"]) if BY_TORCHRUN else 0
 
 # ----------------------------------------------------------------------------------- arguments
 
 
-def make_parser(several: bool = False) -> argparse.ArgumentParser:
-    """With `several`, four of the arguments take several values, for lab.table."""
-    more = {"nargs": "+"} if several else {}
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def parse_arguments(argv: list[str] | None) -> Namespace:
     parser = argparse.ArgumentParser(
         description="Train a Kformer on multiple-choice questions and facts.",
         epilog="Without arguments it learns the toy world of this repo in half a minute. The same "
         "command goes on with a run that was stopped. A table of many runs: python -m lab.table.",
     )
     add, toy = parser.add_argument, Path(__file__).resolve().parent / "data" / "toy"
-    add("--inject", choices=VARIANTS, **more,
+    add("--inject", choices=VARIANTS,
         help="how the facts come in: not at all, as words behind the input, as a prefix of keys "
         "and values, as hidden neurons of the FFN (default: as in the checkpoint, or ffn)")
-    add("--layers", metavar="WHICH", **more,
+    add("--layers", metavar="WHICH",
         help="layers to inject into: bottom, middle or top (a third of all), all, or numbers from "
         "0 at the bottom, such as 2 or 0-2 or 0,2 (default: as in the checkpoint, or the top three,"
         " layer 0 only if it is alone)")
-    add("--facts", type=positive, metavar="N", **more,
+    add("--facts", type=positive, metavar="N",
         help="facts kept for a question, those nearest to it (default: as in the checkpoint, or 5)")
     add("--data", type=Path, default=toy, metavar="FOLDER",
-        help="train.jsonl, valid.jsonl or dev.jsonl, maybe test.jsonl and facts.txt "
-        "(default: data/toy)")
+        help="train.jsonl, valid.jsonl or dev.jsonl, maybe test.jsonl (default: data/toy)")
     add("--checkpoint", type=Path, metavar="FOLDER",
         help="pretrained weights to start from (default: random ones, of the size in the "
         "config.json of the data folder)")
-    add("--retrieve", type=positive, metavar="N",
-        help="look up N facts for each question in facts.txt, each for the choice that it speaks "
-        "for (default: as many as are kept, for questions that bring none)")
-    add("--retriever", type=Path, metavar="FOLDER",
-        help="sentence encoder that ranks what is looked up by its meaning (default: the "
-        "checkpoint, if it is one; otherwise words in common count)")
     add("--wrong-facts", action="store_true",
         help="give each question the facts of another, for comparison")
     add("--steps", type=positive, metavar="N",
@@ -92,8 +90,8 @@ def make_parser(several: bool = False) -> argparse.ArgumentParser:
     add("--warmup", type=positive, metavar="N",
         help="steps in which the learning rate rises; then it falls to the end (default: it rises "
         "in the first fifth and falls in the last)")
-    add("--seed", type=int, default=[0] if several else 0, metavar="N", **more,
-        help="of the weights and the order (default: 0)")
+    add("--seed", type=int, default=0, metavar="N", help="of the weights and the order, below a "
+        "million (default: 0)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"),
         help="where it runs (default: the GPU if there is one)")
     add("--dtype", choices=("float32", "bfloat16"),
@@ -101,96 +99,86 @@ def make_parser(several: bool = False) -> argparse.ArgumentParser:
         "and the hidden size is at least 256, else float32)")
     add("--out", type=Path, metavar="FOLDER",
         help="where the run is saved (default: runs/INJECT-seed-SEED or runs/wrong-facts/...)")
-    return parser
-
-
-def resolve(args: Namespace) -> Namespace:
-    """Checks the arguments and fills in what is left to default, but for --steps: see `prepare`."""
+    args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: no GPU is to be seen here, use --device cpu")
     if args.lr is not None and not 0 < args.lr < 1:
         raise ValueError(f"--lr {args.lr}: must be above 0 and below 1")
-    if not 0 <= args.seed < 2**63:
-        raise ValueError(f"--seed {args.seed}: must be from 0 to 2**63 - 1")
-    folder = args.checkpoint or args.data
-    config = load_config(folder)
-    args.inject = args.inject or (config.inject if config.inject != "none" else "ffn")
-    if args.layers is not None:
-        args.layers = layer_numbers(args.layers, config.num_hidden_layers)
-    args.facts = args.facts or config.num_facts
-    load_config(folder, inject=args.inject, num_facts=args.facts)
-    if args.checkpoint and args.retriever is None and is_sentence_encoder(args.checkpoint):
-        args.retriever = args.checkpoint
-    args.lr = args.lr or (5e-5 if args.checkpoint else 1e-3)
-    chosen = args.dtype and getattr(torch, args.dtype)
-    args.dtype = chosen or default_dtype(config.hidden_size, args.device)
-    args.out = args.out or runs_folder(args.wrong_facts) / f"{args.inject}-seed-{args.seed}"
-    refuse_to_replace(args.out, [Path.cwd(), args.data, args.checkpoint or args.data])
+    if not 0 <= args.seed < 1_000_000:
+        raise ValueError(f"--seed {args.seed}: must be from 0 to 999,999")
     return args
 
 
-# ------------------------------------------------------------------------- questions and model
+def layer_numbers(text: str, depth: int) -> tuple[int, ...]:
+    """ "0-2,5" -> (0, 1, 2, 5); "all"; "bottom", "middle", "top": a third of `depth` layers."""
+    if not re.fullmatch(r"top|middle|bottom|all|\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", text):
+        raise ValueError(f"--layers {text}: must be bottom, middle, top, all, or 2, 0-2, 0,2")
+    third = max(1, depth // 3)
+    names = {"bottom": range(third), "middle": range(third, depth - third),
+             "top": range(depth - third, depth), "all": range(depth)}  # fmt: skip
+    ends = [] if text in names else [part.split("-") for part in text.split(",")]
+    numbers = names.get(text) or {i for e in ends for i in range(int(e[0]), int(e[-1]) + 1)}
+    if not numbers or max(numbers) >= depth:
+        raise ValueError(f"--layers {text}: the model has the layers 0 to {depth - 1}")
+    return tuple(sorted(numbers))
 
 
-@dataclass
-class Task:
-    """All that a run needs, read and encoded."""
-
-    model: KformerForMultipleChoice
-    tokenizer: Tokenizer
-    rates: dict[str, float]  # of parameters that don't learn at --lr, as multiples of it
-    questions: dict[str, list[Question]]  # split -> questions; "test" last where there is one
-    data: dict[str, list[Encoded]]  # the same, encoded
-    held_out: str  # the split to report on: the last one whose answers are known
+# ------------------------------------------------------------------------- model and questions
 
 
-@cache  # the runs of a table share their questions
-def read_data(
-    data: Path, folder: Path, candidates: int | None, always: bool, wrong: bool, embed: Embed | None
-) -> tuple[dict[str, list[Question]], dict[str, list[Encoded]]]:
-    """The questions of each split, as they are and as ids for the checkpoint in `folder`."""
-    questions = read_splits(data, candidates, always, wrong, embed)
-    config, tokenizer = open_config(folder)
-    encoded = {s: [encode(q, tokenizer, config) for q in part] for s, part in questions.items()}
-    return questions, encoded
-
-
-def prepare(args: Namespace, say: Callable[[str], None] = print) -> Task:
-    """Opens the model, reads and encodes the questions; fills in the number of steps."""
+def open_model(args: Namespace) -> tuple[Answerer, dict[str, float]]:
+    """The model with its tokenizer, and the rates of parameters that don't learn at --lr, as
+    multiples of it. Fills in what is left to default of the arguments.
+    """
     folder = args.checkpoint or args.data
-    fields = {"inject": args.inject, "num_facts": args.facts}
-    if args.layers is not None:
-        fields["inject_layers"] = args.layers
+    config, tokenizer = open_config(folder)
+    args.inject = args.inject or (config.inject if config.inject != "none" else "ffn")
+    layers = config.inject_layers
+    if args.layers:
+        layers = layer_numbers(args.layers, config.num_hidden_layers)
+    facts = args.facts or config.num_facts
+    config = replace(config, inject=args.inject, inject_layers=layers, num_facts=facts)
+    args.dtype = args.dtype or default_dtype(config.hidden_size, args.device)
+    args.lr = args.lr or (5e-5 if args.checkpoint else 1e-3)
     torch.manual_seed(args.seed)
     if args.checkpoint:
-        model, tokenizer, opened = open_folder(folder, **fields)
-        lists = {"note": opened.notes, "unused": grouped(opened.unused), "new": grouped(opened.new)}
-        for what, items in lists.items():
-            if items:
-                say(f"{what:10}{', '.join(items)}")
+        model, report = load_weights(folder, config)
+        print(*lines_of_report(report), sep="\n")
         # Wk and the table start near what they are to be; Wv and the head don't, and learn faster.
-        rates = {n: 10.0 for n in opened.new if "Wk" not in n and "fact_embeddings" not in n}
+        rates = {n: 10.0 for n in report.new if "Wk" not in n and "fact_embeddings" not in n}
     else:
-        config, tokenizer = open_config(folder, **fields)
         model = KformerForMultipleChoice(config)
         # At the full rate the pooler's tanh soon saturates, and concat dies more often.
         rates = {"pooler.weight": 0.1, "pooler.bias": 0.1}
-    candidates = None if args.inject == "none" else args.retrieve or args.facts
-    retriever = candidates and args.retriever
-    embed = retriever and sentence_encoder(retriever, args.dtype, args.device)
-    always = args.retrieve is not None
-    questions, data = read_data(args.data, folder, candidates, always, args.wrong_facts, embed)
-    if args.steps is None:
-        epoch = -(-len(data["train"]) // args.batch_size)
-        args.steps = 4 * epoch if args.checkpoint else 700
-    answered = [s for s, part in questions.items() if all(q.answer is not None for q in part)]
-    return Task(model.to(args.device), tokenizer, rates, questions, data, answered[-1])
+    return Answerer(model.to(args.device), tokenizer, args.dtype), rates
 
 
-def describe(task: Task, args: Namespace) -> None:
-    """How many questions, what is reached without learning, how large the model is."""
-    lines = lines_of_data(args.data, task.questions, task.data, task.held_out)
-    print(*lines, *lines_of_model(task.model, args.dtype), sep="\n")
+def read_data(args: Namespace) -> dict[str, list[Question]]:
+    """The questions of "train", of "valid" and, last, of "test" if there is one."""
+    paths = split_paths(args.data)
+    splits = {split: read_questions(path, split != "test") for split, path in paths.items()}
+    everything = [q for part in splits.values() for q in part]
+    own = sum(any(q.facts) for q in everything)
+    print(f"facts     {own:,} questions of {len(everything):,} bring theirs")
+    if not own and args.inject != "none":
+        raise ValueError(f"{args.data}: {NO_FACTS}; --inject none needs none")
+    if args.wrong_facts:
+        splits = {split: exchanged(part) for split, part in splits.items()}
+        print("facts     each question gets those of another")
+    return splits
+
+
+def describe(
+    args: Namespace, questions: dict[str, list[Question]], data: dict[str, list[Encoded]], name: str
+) -> Iterator[str]:
+    """Lines: how many questions there are, and what is right of `name` without learning."""
+    sizes = ", ".join(f"{len(part):,} {split}" for split, part in questions.items())
+    choices = sorted({len(q.choices) for part in questions.values() for q in part})
+    many = " or ".join(map(str, choices))
+    yield f"data      {os.path.relpath(args.data)}: {sizes} questions of {many} choices"
+    if shortened := sum(q.shortened for part in data.values() for q in part):
+        yield f"          {shortened:,} are too long, and lose the beginning of their context"
+    yield f"chance    {chance(questions[name]):.1%}; {rules(questions['train'], questions[name])}"
 
 
 # ------------------------------------------------------------------------------------ training
@@ -204,7 +192,7 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         groups.setdefault((rates.get(name, 1.0), parameter.dim() > 1), []).append(parameter)
     return [
-        {"params": group, "lr": rate * lr, "initial_lr": rate * lr, "weight_decay": 0.01 * matrix}
+        {"params": group, "full_lr": rate * lr, "weight_decay": 0.01 * matrix}
         for (rate, matrix), group in groups.items()
     ]
 
@@ -218,103 +206,210 @@ def lr_share(step: int, steps: int, warmup: int | None) -> float:
     return min(1.0, (step + 1) / rise, (steps - step) / fall)
 
 
-def train(task: Task, args: Namespace, run_id: dict, say: Callable[[str], None]) -> TrainingState:
-    """Trains the model, and leaves it in its best state on the validation split.
+def train(
+    answerer: Answerer, rates: dict[str, float], data: dict[str, list[Encoded]],
+    args: Namespace, log: list[dict],
+) -> None:  # fmt: skip
+    """Trains the model, and leaves it in its best state on the validation split, of equals the
+    last. At ten evaluations all is saved, and the log gets a row.
 
-    Saves all to args.out at ten evaluations and at Ctrl-C, and the next call goes on from there.
-    Raises ValueError where the loss isn't finite any more.
+    Raises ValueError where a gradient isn't finite any more.
     """
-    model, device = task.model, task.model.classifier.weight.device
-    groups = parameter_groups(model, task.rates, args.lr)
+    model = answerer.model
+    groups = parameter_groups(model, rates, args.lr)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
-    state = TrainingState(args.out, run_id, model, optimizer)
-    if state.replaces:
-        say(f"          {args.out} has {state.replaces}")
-    for row in state.progress.rows:
-        say(row_of_report(row))
-    done = state.progress.step
-    share = partial(lr_share, steps=args.steps, warmup=args.warmup)
-    scheduler = LambdaLR(optimizer, share, last_epoch=done - 1)
-    batches = islice(shuffled(task.data["train"], args.batch_size, args.seed), done, args.steps)
+    best = read_state(args.out, log, model, optimizer)
+    row = {"step": 0, "questions": 0, "seconds": 0.0, "eval_seconds": 0.0} | log[-1]
+    batches = islice(shuffled(data["train"], args.batch_size, args.seed), row["step"], args.steps)
+    bar = tqdm(batches, args.out.name, args.steps, initial=row["step"], unit="step", leave=False,
+               disable=True if RANK else None)  # fmt: skip
     evaluate_at = {round(args.steps * i / 10) for i in range(1, 11)}
-    bar = tqdm(batches, desc=args.out.name, total=args.steps, initial=done, unit="step",
-               leave=False, disable=None)  # fmt: skip
-    if RANK:
-        torch.manual_seed(args.seed + RANK)  # each process has dropout of its own
-    with ctrl_c_finishes_the_step() as pressed:
-        for step, batch in enumerate(bar, done + 1):
-            model.train()
-            questions, weight = my_share(batch)  # all, and 1.0, where this is the only process
-            scores, answers = score(model, questions, args.dtype)
-            loss = weight * cross_entropy(scores, answers)
-            optimizer.zero_grad()
-            loss.backward()
-            add_up_gradients(model, loss)  # over the processes
-            norm = clip_grad_norm_(model.parameters(), 1.0)
-            check_finite(loss, norm, step, batch, task.data["train"])
-            optimizer.step()
-            scheduler.step()
+    for step, batch in enumerate(bar, row["step"] + 1):
+        start = time.perf_counter()
+        torch.manual_seed(args.seed + 1_000_000 * (WORLD * step + RANK))  # of the dropout
+        for group in optimizer.param_groups:
+            group["lr"] = group["full_lr"] * lr_share(step - 1, args.steps, args.warmup)
+        model.train()
+        mine = batch[RANK::WORLD]  # all, where this is the only process
+        weight, mine = len(mine) / len(batch), mine or batch[:1]
+        answers = torch.tensor([q.answer for q in mine], device=answerer.device)
+        loss = weight * cross_entropy(answerer.scores(mine), answers)
+        optimizer.zero_grad()
+        loss.backward()
+        if WORLD > 1:
+            add_up_gradients(model, loss)
+        norm = clip_grad_norm_(model.parameters(), 1.0)
+        if not norm.isfinite():
+            raise ValueError(
+                f"step {step}: the loss is {loss:.3g}, the length of its gradient {norm:.3g}; "
+                "what was saved before is kept; a smaller --lr may help"
+            )
+        optimizer.step()
+        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        if step > 2:  # the first two warm the machine up, and aren't timed
+            row["questions"] += len(batch)
+            row["seconds"] += time.perf_counter() - start
 
-            state.count(batch)
-            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-            if step in evaluate_at:
-                found = accuracy(model, task.data["valid"], args.dtype)
-                row = {"step": step, "loss": loss.item(), "valid_accuracy": found}
-                state.evaluated(row, len(task.data["valid"]))
-                say(row_of_report(row))
-            if anywhere(bool(pressed), device):
-                state.save()
-                raise KeyboardInterrupt(f"saved after step {step:,}, the same command goes on")
-    model.load_state_dict(state.best)
-    return state
-
-
-# --------------------------------------------------------------------------- one run, its report
-
-
-def run(task: Task, args: Namespace, say: Callable[[str], None] = tqdm.write) -> dict:
-    """Trains, measures and saves, or opens a finished run. -> the log's last line"""
-    run_id = identity(vars(args), task.model, task.questions, task.tokenizer.files())
-    if result := finished(args.out, run_id):
-        say(f"          {args.out} has this very run, finished: nothing is left to train")
-        try:
-            task.model = open_folder(args.out)[0].to(args.device)
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{error}; without {args.out / LOG} it's trained again") from None
-        return result
-    with alone_in(args.out):
-        state = train(task, args, run_id, say)
-        result = measure(task.model, task.tokenizer, task.questions[task.held_out], args.dtype)
-        result |= {"parameters_added": added_parameters(task.model)} | state.progress.figures()
-        if RANK == 0:
-            save_pretrained(task.model, task.tokenizer, args.out)
-            state.finish(result)
-    return result
-
-
-def report(task: Task, result: dict, args: Namespace) -> None:
-    """What was measured, where it was saved, and one question."""
-    questions = task.questions[task.held_out]
-    print(*lines_of_result(task.held_out, len(questions), result), sep="\n")
-    opens = f'load_pretrained("{args.out.as_posix()}") opens it'
-    print(f"saved     {args.out}: {opens}; figures in log.jsonl")
-    print("\nOne question:")
-    print(*show(task.model, task.tokenizer, questions[0], args.dtype), sep="\n")
-    if gold(questions[0]):
-        print("\nThe same, its gold fact edited:")
-        print(*show(task.model, task.tokenizer, edited(questions[0]), args.dtype), sep="\n")
-
-
-@command()
-def main() -> None:
-    args = resolve(make_parser().parse_args())
-    join(args.device)
-    task = prepare(args)
-    describe(task, args)
-    result = run(task, args)
+        if step in evaluate_at and RANK == 0:
+            start = time.perf_counter()
+            found = fmean(answerer.answered_right(data["valid"]))
+            row["eval_seconds"] += time.perf_counter() - start
+            if found >= max((r["valid_accuracy"] for r in log[1:]), default=0.0):
+                best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            row |= {"step": step, "loss": loss.item(), "valid_accuracy": found}
+            log.append(dict(row))
+            write_log(args.out, log)
+            write_state(args.out, step, model, best, optimizer)
+            tqdm.write(row_of_report(row))
     if RANK == 0:
-        report(task, result, args)
+        model.load_state_dict(best)
+
+
+def join_processes(device: str) -> None:
+    """This process of torchrun meets the others. The first one alone prints and writes."""
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    if RANK:
+        sys.stdout = open(os.devnull, "w")
+
+
+def add_up_gradients(model: KformerForMultipleChoice, loss: torch.Tensor) -> None:
+    """The loss and all gradients become their sums over the processes of torchrun."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    for tensor in (loss.detach(), *gradients):
+        torch.distributed.all_reduce(tensor)
+
+
+def row_of_report(row: dict) -> str:
+    return "  step {step:6,}   loss {loss:.3f}   validation {valid_accuracy:6.1%}".format(**row)
+
+
+# --------------------------------------------------------------------------------- what is saved
+
+LOG = "log.jsonl"  # in a run's folder: the run, a row for each evaluation, the result
+STATE = "training.safetensors"  # until the run is finished: all that the rest of it depends on
+
+
+def identity(args: Namespace) -> dict:
+    """What decides the result of a run: its arguments, and a digest of the files that it reads."""
+    data = split_paths(args.data).values()
+    paths = [*data, *(path.with_name(f"{path.stem}-labels.lst") for path in data)]
+    for ending in ("json", "txt", "safetensors"):
+        paths += sorted((args.checkpoint or args.data).glob(f"*.{ending}"))
+    digest = hashlib.sha256()
+    for path in filter(Path.is_file, paths):
+        digest.update(path.read_bytes())
+    said = {n: str(v.resolve()) if isinstance(v, Path) else v for n, v in vars(args).items()}
+    del said["out"]
+    return {"arguments": said, "files": digest.hexdigest()}
+
+
+def read_log(out: Path, run: dict) -> list[dict]:
+    """The log of this run, as far as it has come.
+
+    Raises ValueError where the folder has anything else.
+    """
+    if all(path.suffix == ".new" for path in out.glob("*")):  # left by a kill, if anything
+        return [run]
+    try:
+        log = [json.loads(line) for line in (out / LOG).read_text(encoding="utf-8").splitlines()]
+        before, now = ({**r["arguments"], "files": r["files"]} for r in (log[0], run))
+    except (OSError, ValueError, LookupError, TypeError):
+        raise ValueError(f"--out {out}: has files that are no run; name a new folder") from None
+    moved = {"data", "checkpoint"}  # where they lie doesn't matter, what is in them does
+    if differ := [name for name in now if name not in moved and before.get(name) != now[name]]:
+        raise ValueError(
+            f"{out} has another run, of other {', '.join(differ)}: name a new folder with --out, "
+            "or delete that one"
+        )
+    return log
+
+
+def write_log(out: Path, log: list[dict]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row) + "\n" for row in log)
+    (out / f"{LOG}.new").write_text(text, encoding="utf-8")
+    os.replace(out / f"{LOG}.new", out / LOG)
+
+
+def write_state(
+    out: Path, step: int, model: KformerForMultipleChoice, best: dict[str, torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> None:  # fmt: skip
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
+    for i, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{name}": tensor for name, tensor in moments.items()}
+    save_whole(tensors, out / STATE, step=str(step))
+
+
+def read_state(
+    out: Path, log: list[dict], model: KformerForMultipleChoice, optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
+    """Puts model, optimizer and log into the state that was written, if one was. Returns the best
+    state of the model so far.
+    """
+    step, parts, moments = 0, {"model": {}, "best": {}, "optimizer": {}}, {}
+    if (out / STATE).is_file():
+        with blaming(out / STATE), safe_open(out / STATE, "pt") as file:
+            step = int(file.metadata()["step"])
+            for name in file.keys():
+                part, _, rest = name.partition(".")
+                parts[part][rest] = file.get_tensor(name).clone()
+        for name, tensor in parts["optimizer"].items():
+            i, _, which = name.partition(".")
+            moments.setdefault(int(i), {})[which] = tensor
+        model.load_state_dict(parts["model"])
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+    log[1:] = [row for row in log[1:] if row["step"] <= step]
+    for row in log[1:]:
+        print(row_of_report(row))
+    return parts["best"]
+
+
+# ------------------------------------------------------------------------------------- one run
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    if WORLD > 1:
+        join_processes(args.device)
+    answerer, rates = open_model(args)
+    questions = read_data(args)
+    epoch = -(-len(questions["train"]) // args.batch_size)
+    args.steps = args.steps or (4 * epoch if args.checkpoint else 700)
+    runs = Path("runs", "wrong-facts") if args.wrong_facts else Path("runs")
+    args.out = args.out or runs / f"{args.inject}-seed-{args.seed}"
+    log = read_log(args.out, identity(args))
+    data = {split: answerer.encode(questions[split]) for split in ("train", "valid")}
+    # the last split whose answers are known is reported
+    *_, name = (s for s, part in questions.items() if all(q.answer is not None for q in part))
+    print(*describe(args, questions, data, name), sep="\n")
+    print("model    ", f"; products in {args.dtype}\n          ".join(size_of(answerer.model)))
+
+    if "test_accuracy" in log[-1]:
+        print(f"          {args.out} has this very run, finished: nothing is left to train")
+    else:
+        train(answerer, rates, data, args, log)
+        if RANK:
+            return
+        last = log[-1]
+        result = measure(answerer, questions[name]) | {
+            "valid_accuracy": max(row["valid_accuracy"] for row in log[1:]),
+            "seconds": last["seconds"],
+            "train_questions_per_second": last["questions"] / max(1e-9, last["seconds"]),
+            "eval_questions_per_second": len(log[1:]) * len(data["valid"]) / last["eval_seconds"],
+            "parameters_added": added_parameters(answerer.model),
+        }
+        save_pretrained(answerer.model, answerer.tokenizer, args.out)
+        log.append(result)
+        write_log(args.out, log)
+    (args.out / STATE).unlink(missing_ok=True)
+    print(*lines_of_result(name, len(questions[name]), log[-1]), sep="\n")
+    print(f"saved     {args.out}; python -m lab.look {args.out} shows questions and their answers")
 
 
 if __name__ == "__main__":
-    main()
+    with command():
+        main()

@@ -4,8 +4,6 @@
     python -m lab.exercises 3 5 --out FOLDER    these two; the others keep their answers
 """
 
-from qa.command import command
-
 import argparse
 import ast
 import os
@@ -13,8 +11,9 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from qa.files import SCRATCH, read_text
-from qa.state import ROOT
+from qa.errors import command, read_text
+
+ROOT = Path(__file__).resolve().parent.parent
 
 EXERCISES = {  # docs/exercises.md -> the file, its functions
     1: ("kformer.py", ["mean_embedding"]),
@@ -70,7 +69,6 @@ def write_copy(folder: Path, numbers: list[int]) -> None:
     shutil.copyfile(ROOT / WORKFLOW, folder / ".github" / "workflows" / "classroom.yml")
 
 
-@command()
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write a student's copy, its exercises blank.")
     parser.add_argument("exercises", type=int, nargs="*", metavar="N",
@@ -83,7 +81,7 @@ def main() -> None:
     if os.path.lexists(args.out):
         raise ValueError(f"--out {args.out}: is there already; name a new folder")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=args.out.parent, prefix=SCRATCH) as new:
+    with TemporaryDirectory(dir=args.out.parent, prefix=".writing-") as new:
         write_copy(Path(new, "copy"), numbers)
         os.rename(Path(new, "copy"), args.out)  # at once, when all is there
     which = " ".join(map(str, numbers))
@@ -91,4 +89,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with command():
+        main()

@@ -3,22 +3,17 @@
     python -m lab.measure runs/ffn-seed-0 FOLDER/test.jsonl
 """
 
-from qa.command import command
-
 from lab.saved import make_parser, open_saved
-from qa.effects import measure
-from qa.report import lines_of_result
+from qa.errors import command
+from qa.evaluation import lines_of_result, measure
 
 
-@command()
 def main() -> None:
     args = make_parser("Measure a saved run on questions whose answers are known.").parse_args()
-    model, tokenizer, questions, dtype = open_saved(
-        args.run, args.questions, args.retrieve, answers_needed=True
-    )
-    result = measure(model, tokenizer, questions, dtype)
-    print(*lines_of_result("test", len(questions), result), sep="\n")
+    answerer, questions = open_saved(args.run, args.questions, answers_needed=True)
+    print(*lines_of_result("test", len(questions), measure(answerer, questions)), sep="\n")
 
 
 if __name__ == "__main__":
-    main()
+    with command():
+        main()

@@ -8,13 +8,10 @@ from collections.abc import Iterator
 from html import escape
 from itertools import chain
 
-import torch
-
-from kformer import KformerForMultipleChoice
-from qa.effects import edited, gold, removed
-from qa.inside import MEANING, Seen, look_into, number, printable
-from qa.questions import Question, of_choice
-from qa.tokenizer import Tokenizer
+from qa.batches import Answerer
+from qa.evaluation import edited, gold, removed
+from qa.inside import HEADS, Seen, facts_of, look_into, printable
+from qa.questions import Question
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --ink: #111; --dim: #555; --line: #ccc;
@@ -50,42 +47,34 @@ td:first-of-type { padding: 0 .4em; border: 0; text-align: right }
 """
 
 
-def page(
-    model: KformerForMultipleChoice, tokenizer: Tokenizer, questions: list[Question],
-    dtype: torch.dtype, title: str,
-) -> Iterator[str]:  # fmt: skip
+def page(answerer: Answerer, questions: list[Question], title: str) -> Iterator[str]:
     """Lines of HTML: a section for each question."""
     most = max(len(questions), *(len(q.choices) for q in questions))
     shown = ", ".join(f"input:nth-of-type({i}):checked ~ :is(section, figure):nth-of-type({i})"
                       for i in range(1, most + 1))  # fmt: skip
+    meaning = HEADS[answerer.model.config.inject].format("that was clicked")
     yield f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{safe(title)}</title>'
     yield '<meta name="viewport" content="width=device-width">'
     yield f"<style>{STYLE}{shown} {{ display: block }}</style></head><body><h1>{safe(title)}</h1>"
-    if meaning := MEANING.get(model.config.inject):
-        yield f"<p>The stronger a cell's colour, {meaning}; blue would be below 0. The number: its"
-        yield "row's most. Behind → are the words nearest to V, what a fact writes there. A click"
-        yield "on a choice shows its picture.</p>"
+    yield f"<p>A number, and the colour of the cells beside it: {meaning}; blue is below 0</p>"
     yield "<main>"
     for n, q in enumerate(questions, 1):
         yield button("q", n, n == 1, f'title="{safe(q.question)}"', str(n))
     for n, q in enumerate(questions, 1):
         yield f"<section><h2>{safe(q.asked)}</h2><div>"
-        yield from versions(model, tokenizer, q, dtype, f"q{n}-v")
+        yield from versions(answerer, q, f"q{n}-v")
         yield "</div></section>"
     yield "</main></body></html>"
 
 
-def versions(
-    model: KformerForMultipleChoice, tokenizer: Tokenizer, q: Question, dtype: torch.dtype, id: str
-) -> Iterator[str]:
+def versions(answerer: Answerer, q: Question, id: str) -> Iterator[str]:
     """An article for a question as it is; or three, with its gold fact, without, and edited."""
     some = [("as it is", "", q)]
     if old := gold(q):
-        other = edited(q)
-        new = " ".join({*chain(*other.facts)} - {*chain(*q.facts)})  # one, or none that is new
+        new = " ".join({*facts_of(edited(q))} - {*facts_of(q)})  # one, or none that is new
         some = [("with the gold fact", old, q), ("without it", old, removed(q)),
-                ("with it edited", new, other)]  # fmt: skip
-    looks, most = [look_into(model, tokenizer, version, dtype) for *_, version in some], {}
+                ("with it edited", new, edited(q))]  # fmt: skip
+    looks, most = [look_into(answerer, version) for *_, version in some], {}
     for layer, fired in chain(*(choice.fired.items() for choice in chain(*looks))):
         most[layer] = max(most.get(layer, 1e-9), float(fired.abs().max()))  # one scale
     for n, ((name, fact, version), seen) in enumerate(zip(some, looks, strict=True)):
@@ -95,8 +84,8 @@ def versions(
             share, right = f"{choice.probability:.1%}", " ✓" * (i == version.answer)
             text = f"<span>{safe(choice.text)}{right}</span><span>{share}</span>"
             yield button(f"{id}{n}", i, choice is likeliest, f'style="--share:{share}"', text)
-        for i, choice in enumerate(seen):
-            facts = [] if choice.fired else choice.facts or of_choice(version.facts, i)[:10]
+        for choice in seen:
+            facts = [] if choice.fired else choice.facts or facts_of(version)[:10]
             yield "<figure>" + "".join(f"<p>{safe(text)}</p>" for text in facts)
             for layer in choice.fired:
                 yield from table(choice, layer, most[layer], fact)
@@ -104,22 +93,21 @@ def versions(
         yield "</article>"
 
 
-def table(choice: Seen, layer: str, most: float, marked: str) -> Iterator[str]:
-    """Facts against tokens; in the last layer with the words nearest to what a fact writes."""
-    yield f'<table><caption>{layer}</caption><thead><tr><td colspan="2"></td>'
+def table(choice: Seen, layer: int, most: float, marked: str) -> Iterator[str]:
+    """Facts against tokens."""
+    yield f'<table><caption>layer {layer}</caption><thead><tr><td colspan="2"></td>'
     yield "".join(f"<th>{safe(token)}</th>" for token in choice.tokens) + "</tr></thead><tbody>"
-    for fact, words, row in zip(choice.facts, choice.writes, choice.fired[layer].T, strict=True):
+    for fact, row in zip(choice.facts, choice.fired[layer].T.tolist(), strict=True):
         name = f"<b>{safe(fact)}</b>" if fact == marked else safe(fact)
-        name += f"<small>→ {safe(words)}</small>" * (layer == [*choice.fired][-1])
-        yield f"<tr><th>{name}</th><td>{number(float(row.max()))}</td>"
-        yield "".join(cell(score, most) for score in row.tolist()) + "</tr>"
+        cells = "".join(cell(score, most) for score in row)
+        yield f"<tr><th>{name}</th><td>{max(row) + 0.0:.2f}</td>{cells}</tr>"
     yield "</tbody></table>"
 
 
 def cell(score: float, most: float) -> str:
     share = f"{abs(score) / most:.2f}"
     shade = f' style="--share:{share}"' + ' class="below"' * (score < 0)
-    return f'<td title="{number(score)}"{shade * (share != "0.00")}></td>'
+    return f'<td title="{score:.2f}"{shade * (share != "0.00")}></td>'
 
 
 def button(group: str, n: int, checked: bool, attribute: str, content: str) -> str:

@@ -4,60 +4,45 @@ import argparse
 import json
 import os
 from pathlib import Path
+from statistics import mean, stdev
 
 import torch
 
-from kformer import KformerForMultipleChoice
 from load_weights import open_folder
-from qa.arguments import default_dtype, positive
-from qa.files import blaming, read_text, replacing
-from qa.lookup import look_up
-from qa.questions import Question, read_questions
-from qa.sentences import sentence_encoder
-from qa.tokenizer import Tokenizer
+from qa.batches import Answerer, default_dtype
+from qa.errors import blaming, read_text
+from qa.evaluation import exchanged
+from qa.questions import NO_FACTS, Question, read_questions, split_paths
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
     """The arguments that asking, looking, measuring and predicting have in common."""
     parser = argparse.ArgumentParser(description=description)
-    add = parser.add_argument
-    add("run", type=Path, help="folder that train.py saved, or any checkpoint")
-    add("questions", type=Path, nargs="?",
-        help="file of questions, with facts.txt beside it if they bring none (default: test.jsonl "
-        "of the run's data)")  # fmt: skip
-    add("--retrieve", type=positive, metavar="N",
-        help="look up N facts for each question (default: as the run did)")  # fmt: skip
+    parser.add_argument("run", type=Path, help="folder that train.py saved, or any checkpoint")
+    parser.add_argument("questions", type=Path, nargs="?", help="file of questions (default: "
+                        "test.jsonl of the run's data or, where there is none, the validation "
+                        "questions)")  # fmt: skip
     return parser
 
 
 def open_saved(
-    run: Path,
-    questions: Path | None = None,
-    retrieve: int | None = None,
-    answers_needed: bool = False,
-) -> tuple[KformerForMultipleChoice, Tokenizer, list[Question], torch.dtype]:
-    """The model, its tokenizer, the questions with their facts, and the dtype of products."""
+    run: Path, path: Path | None = None, answers_needed: bool = False
+) -> tuple[Answerer, list[Question]]:
+    """The run's model, tokenizer and dtype; the questions of a file, or those of the run."""
     if not run.is_dir():
         raise FileNotFoundError(f"{run}: no such folder; python train.py saves its runs in runs/")
     model, tokenizer, _ = open_folder(run)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device)
-    dtype = default_dtype(model.config.hidden_size, device)
-    past = run_arguments(run)
-    if questions is None and not past:
-        raise ValueError(
-            f"{run} is no run of train.py: name a file of questions, where the command takes one"
-        )
-    path = questions or Path(past["data"], "test.jsonl")
-    retrieve = retrieve or past.get("retrieve")
-    found = read_questions(path, answers_needed)
-    bare = [q for q in found if retrieve or not any(q.facts)]
-    if bare and model.config.inject != "none":
-        facts_path, candidates = path.with_name("facts.txt"), retrieve or model.config.num_facts
-        retriever = past.get("retriever")
-        embed = retriever and sentence_encoder(Path(retriever), dtype, device)
-        print(f"facts     {look_up(bare, facts_path, candidates, embed)}")
-    return model, tokenizer, found, dtype
+    device, past = "cuda" if torch.cuda.is_available() else "cpu", run_arguments(run)
+    dtype = past.get("dtype") or default_dtype(model.config.hidden_size, device)
+    if path is None and not past:
+        raise ValueError(f"{run} is no run of train.py: name a file of questions")
+    *_, held_out = [path] if path else split_paths(Path(past["data"])).values()
+    questions = read_questions(held_out, answers_needed)
+    if path is None and past["wrong_facts"]:
+        questions = exchanged(questions)
+    if model.config.inject != "none" and not any(any(q.facts) for q in questions):
+        print(f"facts     {held_out}: {NO_FACTS}")
+    return Answerer(model.to(device), tokenizer, dtype), questions
 
 
 def run_arguments(folder: Path) -> dict:
@@ -69,16 +54,16 @@ def run_arguments(folder: Path) -> dict:
         return json.loads(read_text(path).splitlines()[0])["arguments"]
 
 
-def check_new(path: Path, option: str = "--out") -> None:
+def check_new(path: Path) -> Path:
+    """Raises ValueError for a file that is there already, or that can't be written."""
     if os.path.lexists(path):
-        raise ValueError(f"{option} {path}: is there already; name a new file")
+        raise ValueError(f"{path} is there already; name a new file")
     if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"{option} {path}: no folder that can be written into")
+        raise ValueError(f"{path.parent}: no folder that can be written into")
+    return path
 
 
-def write_new(path: Path, text: str, option: str = "--out") -> None:
-    """A whole file or none, in the place of no other: that was checked before, but it took a while.
-    """
-    check_new(path, option)
-    with replacing(path.parent) as new:
-        (new / path.name).write_text(text, encoding="utf-8")
+def over_seeds(values: list[float]) -> str:
+    """Mean and, of more than one, standard deviation, in percent."""
+    spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * mean(values):.1f}{spread} %"

@@ -1,125 +1,94 @@
 """A table of many runs: all combinations of several values of --inject, --layers, --facts, --seed.
 
     python -m lab.table --inject none concat attention ffn --seed 0 1 2
+    python -m lab.table --layers bottom top --out runs/layers --data FOLDER --steps 300
 
-Given again, the command keeps the runs that are finished. The figures of all runs go into
-table.jsonl, a line for each row of the table.
+All other arguments are those of train.py. Given again, the command keeps the runs that are
+finished. The figures of all runs go into table.jsonl, a line for each row of the table.
 """
 
-from qa.command import command
-
+import argparse
 import json
-from argparse import Namespace
-from itertools import groupby, product
+from itertools import product
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
-from tqdm import tqdm
+import train
+from lab.saved import over_seeds
+from qa.errors import command
 
-from qa.arguments import runs_folder
-from qa.batches import chance
-from qa.checkpoint import span
-from qa.files import replacing
-from qa.processes import RANK, join
-from qa.state import alone_in
-from train import Task, describe, make_parser, prepare, resolve, run
-
-HEADINGS = ("inject   ", "layers      ", "facts", "accuracy (chance {:.1%})", "edited: follows",
-            "another: stays", "seconds a step", "parameters added")  # fmt: skip
+HEADINGS = ("inject", "layers", "facts", "accuracy (chance {:.1%})", "edited: follows",
+            "another: stays", "questions a second", "parameters added")  # fmt: skip
 
 
-def runs_of(args: Namespace) -> list[Namespace]:
-    """One Namespace for each run, a seed after the other. What makes no difference is run once:
-    "none" has no layers and no facts, "concat" has no layers.
-    """
-    runs = {}
-    values = args.inject or ["ffn"], args.layers or [None], args.facts or [None], args.seed
-    for inject, layers, facts, seed in product(*values):
-        row = {
-            "inject": inject,
-            "layers": layers if inject in ("attention", "ffn") else None,
-            "facts": facts if inject != "none" else None,
-        }
-        which = row | {"seed": seed}
-        name = "-".join(f"{k}-{v}" for k, v in which.items() if v is not None)
-        out = args.out / name.removeprefix("inject-")
-        runs[name] = Namespace(**(vars(args) | which | {"out": out, "row": tuple(row.values())}))
-    return list(runs.values())
+def rows_of(args: argparse.Namespace) -> list[dict]:
+    """The values of one row: "none" has no layers and no facts, "concat" has no layers."""
+    rows = []
+    for inject, layers, facts in product(args.inject, args.layers, args.facts):
+        row = {"inject": inject}
+        if layers is not None and inject in ("attention", "ffn"):
+            row["layers"] = layers
+        if facts is not None and inject != "none":
+            row["facts"] = facts
+        if row not in rows:
+            rows.append(row)
+    return rows
 
 
-def table(runs: list[Namespace], folder: Path) -> None:
-    """Makes all runs that aren't finished yet, and prints a row as soon as its seeds are done."""
-    task = prepare(runs[0])
-    describe(task, runs[0])
-    print(f"runs      {len(runs)}, into {folder}; those that are finished there are kept\n")
-    headings = [h.format(chance(task.data[task.held_out])) for h in HEADINGS]
-    print(line(headings, headings))
-    print(line(["-" * len(heading) for heading in headings], headings))
-    rows, failed = [], []
-    for _, same in groupby(runs, lambda args: args.row):
-        results = []
-        for args in same:
-            task = prepare(args, say=lambda _: None)
-            try:
-                results.append({"seed": args.seed} | run(task, args, say=lambda _: None))
-            except ValueError as error:  # it diverged
-                failed.append(f"{args.out.name}: {error}")
-        if results:
-            values, cells = summary(task, args, results)
-            rows.append(json.dumps(values | {"runs": results}))
-            tqdm.write(line(cells, headings))
-    if failed:
-        raise ValueError("; ".join(failed))
-    if RANK == 0:
-        with replacing(folder) as new:
-            (new / "table.jsonl").write_text("\n".join([*rows, ""]), encoding="utf-8")
+def run(row: dict, seed: int, folder: Path, others: list[str]) -> dict:
+    """Makes one run, if it isn't finished yet. -> the last line of its log, {} if it failed"""
+    values = row | {"seed": seed}
+    out = folder / "-".join(f"{name}-{value}" for name, value in values.items())
+    pairs = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    print(f"\n{out}")
+    try:
+        train.main([*pairs, *others, "--out", str(out)])
+    except ValueError as error:  # it diverged, for instance: the other runs go on
+        print(f"error: {error}")
+        return {}
+    return json.loads((out / train.LOG).read_text(encoding="utf-8").splitlines()[-1])
 
 
-def summary(task: Task, args: Namespace, results: list[dict]) -> tuple[dict, list[str]]:
-    """What the runs of a row have in common and their mean: for the file, and for the table."""
-    config, added = task.model.config, results[0]["parameters_added"]
-    layers = span(set(config.inject_layers)) if added else ""
-    facts = config.num_facts if config.inject != "none" else ""
-    found = [result["test_accuracy"] for result in results]
-    effects = [[r[key] for r in results if key in r] for key in ("flip_rate", "locality")]
-    rate = mean(result["train_questions_per_second"] for result in results)
-    seconds = args.batch_size / rate if rate else 0.0
-    values = {
-        "inject": config.inject, "layers": layers, "facts": facts, "mean": mean(found),
-        "stdev": stdev(found) if len(found) > 1 else None, "seconds_a_step": seconds,
-    }  # fmt: skip
-    said = args.row[1]  # "top" or "all", or numbers
-    layers = f"{said} ({layers})" if said and not said[0].isdigit() else layers
-    follow, stay = (over_seeds(values) if values else "" for values in effects)
-    return values, [
-        config.inject, layers, str(facts), over_seeds(found), follow, stay,
-        f"{seconds:.3f}", f"{added:,}",
+def cells(row: dict, results: list[dict]) -> list[str]:
+    """What stands in a row of the table: means over the seeds."""
+
+    def share(key: str) -> str:
+        return over_seeds([r[key] for r in results if key in r] or [0.0])
+
+    rate = mean(r["train_questions_per_second"] for r in results)
+    added = results[0]["parameters_added"]
+    return [
+        row["inject"], row.get("layers", ""), row.get("facts", ""), share("test_accuracy"),
+        share("flip_rate"), share("locality"), f"{rate:,.0f}", f"{added:,}",
     ]  # fmt: skip
 
 
-def over_seeds(values: list[float]) -> str:
-    """Mean and, of more than one, standard deviation."""
-    spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * mean(values):.1f}{spread} %"
-
-
-def line(cells: list[str], headings: list[str]) -> str:
-    """A line of a Markdown table, as wide as its headings."""
-    padded = (f"{cell:{len(heading)}}" for cell, heading in zip(cells, headings, strict=True))
-    return "| " + " | ".join(padded) + " |"
-
-
-@command()
 def main() -> None:
-    parser = make_parser(several=True)
-    parser.description, parser.epilog = "Train all combinations, and print a table of them.", None
-    args = parser.parse_args()
-    args.out = args.out or runs_folder(args.wrong_facts)
-    runs = [resolve(one) for one in runs_of(args)]  # what is wrong with any is said at once
-    join(args.device)
-    with alone_in(args.out):
-        table(runs, args.out)
+    parser = argparse.ArgumentParser(
+        description="Train all combinations, and print a table of them.", allow_abbrev=False,
+        epilog="Other arguments: see train.py --help.",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--inject", nargs="+", default=["ffn"], help="methods (default: ffn)")
+    add("--layers", nargs="+", default=[None], help="(default: as in train.py)")
+    add("--facts", nargs="+", default=[None], help="(default: as in train.py)")
+    add("--seed", nargs="+", type=int, default=[0], help="(default: 0)")
+    add("--out", type=Path, default=Path("runs"), help="folder for all runs (default: runs)")
+    args, others = parser.parse_known_args()
+    found = []
+    for row in rows_of(args):
+        results = [run(row, seed, args.out, others) for seed in args.seed]
+        found += [(row, [*filter(None, results)])] if any(results) else []
+    if not found:
+        raise ValueError("no run succeeded")
+    headings = [h.format(found[0][1][0]["chance"]) for h in HEADINGS]
+    print(f"\n| {' | '.join(headings)} |\n{'| --- ' * len(headings)}|")
+    for row, results in found:
+        print(f"| {' | '.join(cells(row, results))} |")
+    lines = [json.dumps(row | {"runs": results}) + "\n" for row, results in found]
+    (args.out / "table.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    with command():
+        main()

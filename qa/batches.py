@@ -1,15 +1,13 @@
-"""Questions -> ids -> batches -> scores -> how many are right. Nothing here trains."""
+"""Questions -> ids -> batches -> scores -> which are answered right. Nothing here trains."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from statistics import fmean
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from kformer import KformerConfig, KformerForMultipleChoice
-from qa.processes import RANK, WORLD, add_up
 from qa.questions import Question
 from qa.tokenizer import Tokenizer
 
@@ -75,112 +73,105 @@ def shuffled(data: list[Encoded], batch_size: int, seed: int) -> Iterator[list[E
             yield [data[k] for k in batches[i]]
 
 
-def pad(ragged: list, value: int, depth: int) -> Tensor:
-    """Lists of lists of ... ids, `depth` levels, -> a tensor as long as the longest in each."""
-
-    def sizes(part: list, depth: int) -> list[int]:
-        if depth == 1:
-            return [max(1, len(part))]
-        inner = [sizes(p, depth - 1) for p in part] or [[1] * (depth - 1)]
-        return [max(1, len(part)), *map(max, zip(*inner, strict=True))]
-
-    def fill(part: list, shape: list[int]) -> list:
-        if len(shape) == 1:
-            return part + [value] * (shape[0] - len(part))
-        empty = [fill([], shape[1:])] * (shape[0] - len(part))
-        return [fill(p, shape[1:]) for p in part] + empty
-
-    return torch.tensor(fill(ragged, sizes(ragged, depth)))
-
-
-def collate(
-    batch: list[Encoded], pad_id: int, device: torch.device
-) -> tuple[dict[str, Tensor], Tensor]:
-    """B questions -> the arguments of the model, and the answers (B,), -1 where nobody knows.
-
-    A question with fewer choices than others gets rows of padding.
-    """
-    most = max(len(q.input_ids) for q in batch)
-    shared = all(len(q.fact_ids) == 1 for q in batch)
-    facts = [q.fact_ids * (1 if shared or len(q.fact_ids) > 1 else most) for q in batch]
-    inputs = {
-        "input_ids": pad([q.input_ids for q in batch], pad_id, 3),  # (B, C, T)
-        "token_type_ids": pad([q.token_type_ids for q in batch], 0, 3),  # (B, C, T)
-        "fact_ids": pad(facts, pad_id, 4),  # (B, 1 or C, S, L)
-    }
-    answers = torch.tensor([-1 if q.answer is None else q.answer for q in batch])
-    return {name: ids.to(device) for name, ids in inputs.items()}, answers.to(device)
-
-
-# -------------------------------------------------------------------------------------- scores
-
-
-def score(
-    model: KformerForMultipleChoice, batch: list[Encoded], dtype: torch.dtype, look: bool = False
-) -> tuple[Tensor, Tensor]:
-    """B questions -> scores (B, C) in float32, -inf where a choice is missing; answers (B,)
-
-    With `look` the activations of the facts are all there to be looked at afterwards.
-    """
-    device, pad_id = model.classifier.weight.device, model.config.pad_token_id
-    inputs, answers = collate(batch, pad_id, device)
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        scores = model(**inputs, cls_only=not look).float()
-    missing = (inputs["input_ids"] == pad_id).all(-1)
-    return scores.masked_fill(missing, -torch.inf), answers
-
-
-def by_length(data: list[Encoded], device: torch.device) -> Iterator[list[int]]:
-    """The places of all questions, in batches of similar lengths and of a size that suits the
-    device: on a CPU, what a layer works on should fit into its cache.
-    """
-    most, batch, longest = 64_000 if device.type == "cuda" else 2_000, [], 0  # tokens
+def by_length(data: list[Encoded], most: int) -> Iterator[list[int]]:
+    """The places of all questions, in batches of similar lengths, of at most so many tokens."""
+    batch, longest = [], 0
     for i in sorted(range(len(data)), key=lambda i: (len(data[i].input_ids), len(data[i]))):
         longest = max(longest, len(data[i]))
         if batch and (len(batch) + 1) * len(data[i].input_ids) * longest > most:
             yield batch
             batch, longest = [], len(data[i])
         batch.append(i)
-    yield batch
+    if batch:
+        yield batch
 
 
-@torch.inference_mode()
-def scored(
-    model: KformerForMultipleChoice, data: list[Encoded], dtype: torch.dtype, look: bool = False
-) -> Iterator[tuple[list[int], Tensor]]:
-    """Batch by batch, the places of its questions in `data` and their scores (B, C), without
-    dropout. Processes share the batches out.
+def pad(rows: list[list[int]], value: int) -> Tensor:
+    """n rows of ids -> (n, the length of the longest, at least 1)"""
+    longest = max(1, *map(len, rows))
+    return torch.tensor([row + [value] * (longest - len(row)) for row in rows])
+
+
+def collate(batch: list[Encoded], pad_id: int) -> dict[str, Tensor]:
+    """B questions -> the arguments of the model, with rows of padding for missing choices."""
+    B, C = len(batch), max(len(q.input_ids) for q in batch)
+    shared = all(len(q.fact_ids) == 1 for q in batch)
+
+    def padded(rows: list, number: int) -> list:
+        return rows + [[]] * (number - len(rows))
+
+    rows = [row for q in batch for row in padded(q.input_ids, C)]
+    segments = [row for q in batch for row in padded(q.token_type_ids, C)]
+    lists = [q.fact_ids * (1 if shared or len(q.fact_ids) > 1 else C) for q in batch]
+    lists = [facts for own in lists for facts in padded(own, 1 if shared else C)]
+    S = max(1, *map(len, lists))
+    facts = [fact for facts in lists for fact in padded(facts, S)]
+    return {
+        "input_ids": pad(rows, pad_id).view(B, C, -1),  # (B, C, T)
+        "token_type_ids": pad(segments, 0).view(B, C, -1),  # (B, C, T)
+        "fact_ids": pad(facts, pad_id).view(B, len(lists) // B, S, -1),  # (B, 1 or C, S, L)
+    }
+
+
+# -------------------------------------------------------------------------------------- scores
+
+
+def default_dtype(hidden_size: int, device: str) -> str:
+    """bfloat16 where products of matrices are most of the work, and the machine has instructions
+    for it; without them it's emulated, and many times as slow as float32.
     """
-    model.eval()
-    mine = list(by_length(data, model.classifier.weight.device))[RANK::WORLD]
-    for places in tqdm(mine, "evaluating", unit="batch", leave=False, disable=None, delay=2):
-        yield places, score(model, [data[i] for i in places], dtype, look)[0]
+    if device == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        known = getattr(torch.cpu, "get_capabilities", dict)()  # older versions don't say it
+        native = known.get("avx512_bf16") or known.get("amx_bf16")
+    return "bfloat16" if native and hidden_size >= 256 else "float32"
 
 
-def predictions(
-    model: KformerForMultipleChoice, data: list[Encoded], dtype: torch.dtype
-) -> list[int]:
-    """The choice with the largest score, for each question."""
-    chosen = torch.zeros(len(data), dtype=torch.long, device=model.classifier.weight.device)
-    for places, scores in scored(model, data, dtype):
-        chosen[torch.tensor(places, device=chosen.device)] = scores.argmax(-1)
-    add_up([chosen])
-    return chosen.tolist()
+@dataclass
+class Answerer:
+    """A model with its tokenizer, and the dtype of its matrix products, "float32" or "bfloat16"."""
 
+    model: KformerForMultipleChoice
+    tokenizer: Tokenizer
+    dtype: str
 
-def answered_right(
-    model: KformerForMultipleChoice, data: list[Encoded], dtype: torch.dtype
-) -> list[bool]:
-    """Whether the right choice has the largest score, for each question."""
-    chosen = predictions(model, data, dtype)
-    return [c == q.answer for c, q in zip(chosen, data, strict=True)]
+    @property
+    def device(self) -> torch.device:
+        return self.model.classifier.weight.device
 
+    def encode(self, questions: list[Question]) -> list[Encoded]:
+        return [encode(q, self.tokenizer, self.model.config) for q in questions]
 
-def accuracy(model: KformerForMultipleChoice, data: list[Encoded], dtype: torch.dtype) -> float:
-    """The share of questions that are answered right."""
-    return fmean(answered_right(model, data, dtype))
+    def scores(self, batch: list[Encoded], look: bool = False) -> Tensor:
+        """B questions -> (B, C) in float32, -inf where a choice is missing.
 
+        With `look` all `fact_scores` are there to be looked at afterwards; without, the top layer
+        computes [CLS] alone.
+        """
+        inputs = collate(batch, self.model.config.pad_token_id)
+        inputs = {name: ids.to(self.device) for name, ids in inputs.items()}
+        dtype = getattr(torch, self.dtype)
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            scores = self.model(**inputs, cls_only=not look).float()
+        missing = (inputs["input_ids"] == self.model.config.pad_token_id).all(-1)
+        return scores.masked_fill(missing, -torch.inf)
 
-def chance(data: list[Encoded]) -> float:
-    """The accuracy of guessing."""
-    return sum(1 / len(q.input_ids) for q in data) / len(data)
+    @torch.inference_mode()
+    def all_scores(
+        self, data: list[Encoded], look: bool = False
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Batch by batch, without dropout: the places of its questions in `data`, their scores."""
+        self.model.eval()
+        # on a CPU, what a layer works on should fit into its cache
+        batches = [*by_length(data, 64_000 if self.device.type == "cuda" else 2_000)]
+        for places in tqdm(batches, "evaluating", unit="batch", leave=False, disable=None, delay=2):
+            yield places, self.scores([data[i] for i in places], look)
+
+    def answered_right(self, data: list[Encoded]) -> list[bool]:
+        """Whether the right choice has the largest score, for each question."""
+        right = [False] * len(data)
+        for places, scores in self.all_scores(data):
+            for place, choice in zip(places, scores.argmax(-1).tolist(), strict=True):
+                right[place] = choice == data[place].answer
+        return right

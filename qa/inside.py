@@ -1,44 +1,32 @@
-"""One question looked into: its choices, its facts, and which fired at which token.
+"""One question looked into: its choices, the facts that were kept for each, and which fired.
 
-    answers       the probabilities of many questions, and the facts that were used
-    fact_scores   what the last forward pass left of them in each injected layer
-    look_into     one question, choice by choice; nearest_words: what its facts write
-    show          the same in lines of text, with pictures
+    answers     many questions: probabilities, and the facts that were used
+    look_into   one question, choice by choice, with what the facts did at each token
+    screen      the same in lines of text
 """
 
-import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 
-import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from kformer import KformerForMultipleChoice, mean_embedding
-from qa.batches import Encoded, encode, scored
+from kformer import KformerForMultipleChoice
+from qa.batches import Answerer, Encoded
 from qa.questions import Question, of_choice
 from qa.tokenizer import Tokenizer
 
 
-def answers(
-    model: KformerForMultipleChoice,
-    tokenizer: Tokenizer,
-    questions: list[Question],
-    dtype: torch.dtype,
-    look: bool = False,
-) -> list[tuple[list[float], list[str]]]:
+def answers(answerer: Answerer, questions: list[Question]) -> list[tuple[list[float], list[str]]]:
     """For each question the probabilities of its choices, and the facts that the model kept for the
     likeliest one.
     """
-    data, found = [encode(q, tokenizer, model.config) for q in questions], {}
-    for places, scores in scored(model, data, dtype, look):
+    data, found = answerer.encode(questions), {}
+    for places, scores in answerer.all_scores(data):
         for row, place in enumerate(places):
             q = questions[place]
             probabilities = scores[row, : len(q.choices)].softmax(-1).tolist()
             likeliest = probabilities.index(max(probabilities))
-            facts = kept_texts(model, q, data[place], row, likeliest)
+            facts = kept_texts(answerer.model, q, data[place], row, likeliest)
             found[place] = probabilities, [fact for fact in facts if fact]
     return [found[place] for place in range(len(questions))]
 
@@ -51,14 +39,14 @@ def kept_texts(
     """
     if model.kept_facts is None:
         return []
-    pad, ids = model.config.pad_token_id, of_choice(data.fact_ids, choice)
-    candidates = zip(ids, of_choice(q.facts, choice), strict=True)  # in the order of those kept
-    kept = [without(pad, ids) for ids in of_choice(model.kept_facts[row], choice).tolist()]
-    return [next(t for c, t in candidates if without(pad, c) == ids) if ids else "" for ids in kept]
 
+    def real(ids: list[int]) -> list[int]:
+        return [i for i in ids if i != model.config.pad_token_id]
 
-def without(value: int, row: list[int]) -> list[int]:
-    return [i for i in row if i != value]
+    kept = map(real, of_choice(model.kept_facts[row], choice).tolist())
+    candidates = zip(of_choice(data.fact_ids, choice), of_choice(q.facts, choice), strict=True)
+    # those that were kept stand in the order of the candidates
+    return [next(text for c, text in candidates if real(c) == ids) if ids else "" for ids in kept]
 
 
 def fact_scores(model: KformerForMultipleChoice) -> dict[int, Tensor]:
@@ -69,12 +57,6 @@ def fact_scores(model: KformerForMultipleChoice) -> dict[int, Tensor]:
     return {i: half.fact_scores for i, half in halves if half.fact_scores is not None}
 
 
-def printable(text: str, most: int = 300) -> str:
-    """A text as it may be printed: not too long, and without characters that steer a terminal."""
-    text = "".join(c if c.isprintable() else " " for c in text[: most + 1])
-    return text if len(text) <= most else text[: most - 3] + "..."
-
-
 @dataclass
 class Seen:
     """One choice of a question, looked into."""
@@ -83,142 +65,70 @@ class Seen:
     probability: float
     tokens: list[str]
     facts: list[str]  # those that were kept for it
-    writes: list[str]  # for each of them the words nearest to its V; "" where nothing is injected
-    fired: dict[str, Tensor]  # "layer 1 of 0 to 2", the top one last -> (T, N)
+    fired: dict[int, Tensor]  # injected layer -> (T, N)
 
 
-def look_into(
-    model: KformerForMultipleChoice, tokenizer: Tokenizer, q: Question, dtype: torch.dtype
-) -> list[Seen]:
+def look_into(answerer: Answerer, q: Question) -> list[Seen]:
     """A question's choices, in their order."""
-    data, last = encode(q, tokenizer, model.config), model.config.num_hidden_layers - 1
-    [(_, scores)] = scored(model, [data], dtype, look=True)
-    probabilities, layers, seen = scores[0].softmax(-1).tolist(), fact_scores(model), []
-    words = nearest_words(model, tokenizer, max(layers), dtype) if layers else []
-    for i, ids in enumerate(data.input_ids):
-        tokens, texts = [word(tokenizer, token) for token in ids], kept_texts(model, q, data, 0, i)
+    model, [data], seen = answerer.model, answerer.encode([q]), []
+    [(_, scores)] = answerer.all_scores([data], look=True)
+    for i, (probability, ids) in enumerate(zip(scores[0].softmax(-1), data.input_ids, strict=True)):
+        texts = kept_texts(model, q, data, 0, i)
         real = [n for n, text in enumerate(texts) if text]
+        fired = {layer: s[0, i, : len(ids), real].cpu() for layer, s in fact_scores(model).items()}
+        tokens = [word(answerer.tokenizer, token) for token in ids]
         facts = [texts[n] for n in real]
-        writes = [of_choice(words, i)[n] if words else "" for n in real]
-        fired = {f"layer {layer} of 0 to {last}": scores[0, i, : len(ids), real].cpu()
-                 for layer, scores in layers.items() if real}  # fmt: skip
-        seen.append(Seen(q.choices[i], probabilities[i], tokens, facts, writes, fired))
+        seen.append(Seen(q.choices[i], probability.item(), tokens, facts, fired if real else {}))
     return seen
-
-
-@torch.inference_mode()
-def nearest_words(
-    model: KformerForMultipleChoice, tokenizer: Tokenizer, layer: int, dtype: torch.dtype
-) -> list[list[str]]:
-    """For each fact that the last forward pass kept for its first question, (1 or C, N), the three
-    words whose embeddings have the largest cosine with its V = F Wv + bv. Tokens that are special
-    or have no letter or digit aren't words.
-
-    V is what the fact adds, where it fires, to a state that began as a sum of embeddings, and the
-    words are a name for it. They aren't a proof: Wv starts on the diagonal, where V consists of
-    the fact's own words, or after a checkpoint at 0, which is near no word; and what attention's
-    output matrix and the layers above make of V, they don't say.
-    """
-    kept, table = model.kept_facts[0], model.embeddings.word_embeddings.weight
-    F = mean_embedding(model.fact_embeddings, kept, kept != model.config.pad_token_id)
-    with torch.autocast(table.device.type, dtype, enabled=dtype != torch.float32):
-        V = model.encoder.layer[layer].Wv(F).float()  # (1 or C, N, D)
-    words = vocabulary_words(tokenizer)
-    ids, names = [*words], [*words.values()]
-    cosines = normalize(V, dim=-1) @ normalize(table[ids], dim=-1).T
-    nearest = cosines.topk(min(3, len(ids))).indices
-
-    def text(v: Tensor, near: Tensor) -> str:
-        return ", ".join(names[i] for i in near) if v.any() else "nothing, V is 0"
-
-    return [list(map(text, *pair)) for pair in zip(V, nearest, strict=True)]
-
-
-@cache  # a page looks into sixty questions, with one vocabulary
-def vocabulary_words(tokenizer: Tokenizer) -> dict[int, str]:
-    """Id -> text, of the tokens that are words."""
-    special = [tokenizer.ids.get(token) for token in tokenizer.special]
-    names = [(i, word(tokenizer, i)) for i in range(len(tokenizer.vocab)) if i not in special]
-    return {i: name for i, name in names if any(map(str.isalnum, name))}
 
 
 def word(tokenizer: Tokenizer, i: int) -> str:
     return printable(tokenizer.decode([i])).strip() or tokenizer.vocab[i]
 
 
-def number(score: float) -> str:
-    return f"{round(score, 2) + 0.0:.2f}"  # 0.00, never -0.00
+def printable(text: str, most: int = 300) -> str:
+    """A text as it may be printed: not too long, and without characters that steer a terminal."""
+    text = "".join(c if c.isprintable() else " " for c in text[: most + 1])
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
-MEANING = {  # of a cell that is dark
-    "ffn": "the more strongly the fact fired at that token",
-    "attention": "the more attention that token gave the fact",
+HEADS = {  # inject -> what stands above the facts
+    "none": "facts, which this model doesn't read",
+    "concat": "facts, read as words behind the input",
+    "attention": "the most attention that a token of choice {} gave the fact (* most of all)",
+    "ffn": "how strongly the fact fired for choice {} (* most of all)",
 }
 
 
-def show(
-    model: KformerForMultipleChoice, tokenizer: Tokenizer, q: Question, dtype: torch.dtype
-) -> Iterator[str]:
-    """Lines: a question, its choices with their probabilities, its facts with the words nearest to
-    what they write, and for each injected layer what fired where, for the choice that was taken and
-    for the runner-up. Of a layer that doesn't tell facts apart there is one line, which says so.
+def facts_of(q: Question) -> list[str]:
+    """Each once, whichever choices have it, in the order of their numbers on the screen."""
+    return list(dict.fromkeys(fact for own in q.facts for fact in own))
+
+
+def screen(answerer: Answerer, q: Question, was: list[float] | None = None) -> Iterator[str]:
+    """Lines: the question, its choices with what their probabilities were and are, its facts with
+    the largest of the scores in each injected layer, for the choice that was taken.
     """
-    terminal = sys.stdout.isatty()
-    shades = " ░▒▓█" if terminal else " .:*#"
-    width = shutil.get_terminal_size().columns if terminal else 100
-    seen = look_into(model, tokenizer, q, dtype)
-    order = sorted(range(len(seen)), key=lambda i: -seen[i].probability)
-    two = [seen[i] for i in order[:2]]
-    yield printable(f"{q.context} {q.question}").strip()
+    seen, config = look_into(answerer, q), answerer.model.config
+    taken = max(seen, key=lambda choice: choice.probability)
+    names = [chr(ord("A") + i) for i in range(len(seen))]
+    texts = [printable(choice.text) for choice in seen]
+    width = min(40, max(map(len, texts)))
+    yield f"    ?  {printable(q.asked)}"
     for i, choice in enumerate(seen):
-        taken, right = ">" if i == order[0] else " ", "  <- right" if i == q.answer else ""
-        yield f"  {taken} {printable(choice.text):<24}{choice.probability:7.1%}{right}"
-    facts = {fact: words for c in two for fact, words in zip(c.facts, c.writes, strict=True)}
-    if not facts:  # nothing was injected
-        facts = dict.fromkeys(of_choice(q.facts, order[0])[:10], "")
-    for fact, words in facts.items():
-        yield f"    {printable(fact):<28}  -> {words}" if words else f"    {printable(fact)}"
-    layers = {name: None for choice in two for name in choice.fired}
-    if layers:
-        yield f"  Behind -> are the words nearest to V, what a fact writes in {[*layers][-1]}."
-        yield f"  The darker a cell, {MEANING[model.config.inject]}; the number: its row's most."
-    for layer in layers:
-        some = [choice for choice in two if choice.fired]
-        most = max(float(choice.fired[layer].max()) for choice in some)
-        if all(alike(choice.fired[layer], most) for choice in some):
-            yield f"  {layer}: left out, at each token all facts do alike (at most {number(most)})"
-            continue
-        yield f"  {layer}"
-        for choice in some:
-            title = f"  {'>' if choice is two[0] else ' '} {printable(choice.text)}"
-            facts = [printable(fact) for fact in choice.facts]
-            lines = picture(choice.fired[layer], choice.tokens, facts, shades, width, title, most)
-            yield from map(str.rstrip, lines)
-
-
-def alike(fired: Tensor, most: float) -> bool:
-    """Whether several facts, (T, N), differ at no token by as much as a shade, `most` / 4."""
-    spread = float((fired.amax(-1) - fired.amin(-1)).max())
-    return fired.shape[-1] > 1 and spread < max(most / 4, 1e-9)
-
-
-def picture(
-    fired: Tensor, tokens: list[str], facts: list[str], shades: str, width: int,
-    title: str = "", most: float = 0.0,
-) -> Iterator[str]:  # fmt: skip
-    """(T, N) -> lines: for each fact the largest of its scores, and a cell under each token, the
-    darker the nearer to `most` or the largest of all. What is too wide goes on below.
-    """
-    levels, most = len(shades) - 1, max(most, float(fired.max()), 1e-9)
-    depth = (fired / most * levels).round().clamp(min=0).int().tolist()
-    strongest = fired.amax(0).tolist()
-    names = [f"  {number(strongest[n]):>6}  {fact:<28.28}  " for n, fact in enumerate(facts)]
-    while tokens:
-        fits = 1
-        while fits < len(tokens) and 40 + len(" ".join(tokens[: fits + 1])) <= width:
-            fits += 1
-        yield f"{title:<38.38}  " + " ".join(tokens[:fits])
-        for n, name in enumerate(names):
-            cells = (shades[depth[t][n]] * len(tokens[t]) for t in range(fits))
-            yield name + " ".join(cells)
-        tokens, depth = tokens[fits:], depth[fits:]
+        before, right = f"{was[i]:9.1%} ->" if was else "", "  <- right" if i == q.answer else ""
+        bar = "#" * round(20 * choice.probability)
+        line = f"{names[i]}  {texts[i]:<{width}}{before}{choice.probability:8.1%}  {bar}".rstrip()
+        yield f"  {'>' if choice is taken else ' '} {line}{right}"
+    layers = {i: fired.amax(0).tolist() for i, fired in taken.fired.items()}
+    head = HEADS[config.inject].format(names[seen.index(taken)]) if facts_of(q) else "no facts"
+    yield " " * 7 + "".join(f"{f'layer {i}':>8} " for i in layers) + f"  {head}"
+    for number, fact in enumerate(facts_of(q), 1):
+        scores, note = 9 * " " * len(layers), ""
+        if fact in taken.facts:
+            n = taken.facts.index(fact)
+            pairs = ((round(f[n], 2) + 0.0, " *"[f[n] == max(f)]) for f in layers.values())
+            scores = "".join(f"{score:8.2f}{star}" for score, star in pairs)
+        elif taken.facts:
+            note = f"  (not kept for {names[seen.index(taken)]})"
+        yield f"  {number:>3}  {scores}  {printable(fact)}{note}"

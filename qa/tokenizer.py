@@ -60,6 +60,20 @@ class Tokenizer:
         self.marks, self.late_marks = Marks(soon, self.ids), Marks(late, self.ids)
         self.word_ids = lru_cache(maxsize=None)(self.word_ids)  # most words come again and again
 
+    def check_ids(self, vocab_size: int, pad_token_id: int) -> None:
+        """Raises ValueError for a model that has other ids, by its config."""
+        if len(self.vocab) > vocab_size:
+            raise ValueError(
+                f"the vocabulary has {len(self.vocab)} tokens, but vocab_size in config.json is "
+                f"{vocab_size}: take the vocabulary that came with the weights, or, if "
+                f"{self.vocab[-1]!r} isn't in it, one that has it"
+            )
+        if self.pad_token_id != pad_token_id:
+            raise ValueError(
+                f"{self.special[0]} has the id {self.pad_token_id}, but pad_token_id in "
+                f"config.json is {pad_token_id}: correct the wrong one"
+            )
+
     def encode(self, text: str) -> list[int]:
         """Text -> ids, without those of the beginning and the end."""
         return self.marks.encode(text, self.between_marks)

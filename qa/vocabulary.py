@@ -7,7 +7,7 @@ tokenizers takes all from tokenizer.json: a folder in which the two differ isn't
 
 from pathlib import Path
 
-from qa.files import blaming, must_be, read_json, read_text
+from qa.errors import blaming, must_be, read_json, read_text
 from qa.tokenizer import NAMES, SPACE, ByteLevelBPE, Tokenizer, WordPiece
 
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")  # the first one that is there is read

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import train
-from qa import batches
-from qa.questions import Question
+from qa.batches import Answerer, Encoded
+from qa.errors import command
 from qa.tokenizer import WordPiece
-from test_kformer import HERE, TINY
+from test_kformer import HERE, TINY, tiny
 
 REFERENCE = HERE / "data" / "reference"  # written by transformers, see data/make_reference.py
 KINDS = ["bert", "roberta"]
@@ -150,17 +150,22 @@ def tiny_tokenizer() -> WordPiece:
     return WordPiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])
 
 
-def ids(*choices: int, facts: int = 1, length: int = 3) -> batches.Encoded:
+def tiny_answerer(inject: str, **fields: object) -> Answerer:
+    """Random weights, and a vocabulary of w5 to w49."""
+    return Answerer(tiny(inject, **fields).float(), tiny_tokenizer(), "float32")
+
+
+def ids(*choices: int, facts: int = 1, length: int = 3) -> Encoded:
     """A question with one choice for each id, the id repeated `length` times."""
     rows = [[i] * length for i in choices]
-    return batches.Encoded(rows, [[0] * length for _ in rows], [[[9, 9]]] * facts, 0, False)
+    return Encoded(rows, [[0] * length for _ in rows], [[[9, 9]]] * facts, 0, False)
 
 
 def run_command(monkeypatch: pytest.MonkeyPatch, module: ModuleType, *arguments: object) -> None:
     """As `python -m MODULE ARGUMENTS` would, in this process."""
     monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
-    train.read_data.cache_clear()
-    module.main()
+    with command():
+        module.main()
 
 
 def run_train(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
@@ -173,9 +178,3 @@ def log_of(run: Path) -> list[dict]:
 
 def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
-
-
-
-
-def ask(q: Question) -> batches.Encoded:
-    return batches.encode(q, tiny_tokenizer(), TINY)

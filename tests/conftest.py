@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,13 +10,6 @@ from data import make_toy
 from qa.questions import Question, read_questions
 from test_kformer import HERE
 from tests.common import FORMATS, KINDS, REFERENCE, change_json, write_lines
-
-
-@pytest.fixture(autouse=True)
-def ctrl_c_again() -> Iterator[None]:
-    """A command that was interrupted ignores Ctrl-C from then on, and so would its children."""
-    yield
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=KINDS)

@@ -1,0 +1,130 @@
+"""What becomes of a trained model's accuracy when its facts are silenced, or crowded?
+
+    python -m lab.facts silence runs/ffn-seed-0 runs/ffn-seed-1
+    python -m lab.facts crowd runs/attention-seed-0 runs/ffn-seed-0
+
+"silence": in which layer is the answer made? The gold fact is an empty slot in some of the injected
+layers, and does what it did in the others. What fires most may have nothing to do with the answer;
+what is missed when it's gone has. "crowd": how many unrelated facts does a method bear? Those that
+are added come from training questions and share no word with the question's own.
+"""
+
+import argparse
+import random
+import re
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from torch import nn
+
+from lab.saved import open_saved, over_seeds, run_arguments
+from qa.batches import Answerer, by_length
+from qa.errors import command
+from qa.evaluation import chance, gold, with_facts
+from qa.questions import Question, read_questions, split_paths
+
+# --------------------------------------------------------------------------------------- silence
+
+
+@torch.inference_mode()
+def accuracy_silenced(
+    answerer: Answerer, questions: list[Question], layers: tuple[int, ...]
+) -> float:
+    """The accuracy with the gold fact of each question silenced in these layers."""
+    model, data, right = answerer.model.eval(), answerer.encode(questions), 0
+    golden = [answerer.tokenizer.encode(gold(q)) for q in questions]
+
+    def silence(block: nn.Module, inputs: tuple) -> tuple:
+        """`model.kept_facts` (B, 1 or C, N, L) says which of the facts F (..., N, D) is golden."""
+        x, context, mask, (F, fact_mask) = inputs
+        kept, pad = model.kept_facts, model.config.pad_token_id
+        rows = [(golden[i] + [pad] * kept.shape[-1])[: kept.shape[-1]] for i in places]
+        is_gold = (kept == kept.new_tensor(rows)[:, None, None]).all(-1)
+        return x, context, mask, (F, fact_mask & ~is_gold)
+
+    hooks = [model.encoder.layer[i].register_forward_pre_hook(silence) for i in layers]
+    for places in by_length(data, 2_000):
+        taken = answerer.scores([data[i] for i in places]).argmax(-1).tolist()
+        right += sum(choice == data[i].answer for choice, i in zip(taken, places, strict=True))
+    for hook in hooks:
+        hook.remove()
+    return right / len(data)
+
+
+def silence(runs: list[Path]) -> None:
+    """A table: layers in which the gold fact is silenced, accuracy."""
+    found: dict[tuple[int, ...], list[float]] = {}
+    kinds = set()
+    for run in runs:
+        answerer, questions = open_saved(run, answers_needed=True)
+        config, questions = answerer.model.config, [q for q in questions if gold(q)]
+        kinds.add((config.inject, config.inject_layers))
+        if config.inject not in ("attention", "ffn") or len(kinds) > 1 or not questions:
+            raise ValueError(
+                f"{run}: needs runs of one method, attention or ffn, and of the same layers, and "
+                "questions with a gold fact"
+            )
+        injected = config.inject_layers
+        for count in sorted({0, 1, len(injected) - 1, len(injected)}):
+            for layers in combinations(injected, count):
+                accuracy = accuracy_silenced(answerer, questions, layers)
+                found.setdefault(layers, []).append(accuracy)
+    print(f"| gold fact silenced in | accuracy (chance {chance(questions):.1%}) |\n| --- | --- |")
+    for layers, values in found.items():
+        print(f"| {', '.join(map(str, layers)) or 'no layer'} | {over_seeds(values)} |")
+
+
+# ----------------------------------------------------------------------------------------- crowd
+
+COUNTS = (4, 20, 100, 1000)
+
+
+def words(text: str) -> set[str]:
+    return set(re.findall(r"\w{3,}", text.lower()))
+
+
+def crowded(q: Question, facts: dict[str, set[str]], count: int, rng: random.Random) -> Question:
+    """The question with unrelated facts among its own, `count` in all."""
+    own = words(" ".join(q.facts[0]))
+    unrelated = [fact for fact, its_words in facts.items() if own.isdisjoint(its_words)]
+    missing = max(0, count - len(q.facts[0]))
+    if len(unrelated) < missing:
+        raise ValueError(f'"{q.question}": only {len(unrelated):,} facts are unrelated to it')
+    added = rng.sample(unrelated, missing)
+    return with_facts(q, lambda own: rng.sample(own + added, len(own) + len(added)))
+
+
+def crowd(runs: list[Path]) -> None:
+    """A table: number of facts, all of them kept; accuracy on 300 questions, method by method."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for run in runs:
+        answerer, questions = open_saved(run, answers_needed=True)
+        train = read_questions(split_paths(Path(run_arguments(run)["data"]))["train"])
+        facts = {fact: words(fact) for fact in sorted({f for q in train for f in q.facts[0]})}
+        for count in COUNTS:
+            answerer.model.config.num_facts, rng = count, random.Random(count)
+            data = answerer.encode([crowded(q, facts, count, rng) for q in questions[:300]])
+            share = fmean(answerer.answered_right(data))
+            of_method = found.setdefault(answerer.model.config.inject, {})
+            of_method.setdefault(count, []).append(share)
+    print(f"| facts | {' | '.join(f'{i} (chance {chance(questions):.1%})' for i in found)} |")
+    print("| --- " * (1 + len(found)) + "|")
+    for count in COUNTS:
+        print(f"| {count:,} | " + " | ".join(over_seeds(f[count]) for f in found.values()) + " |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Silence or crowd the facts of trained models.")
+    parser.add_argument("what", choices=("silence", "crowd"), help="silence the gold fact in one "
+                        "layer, in another, in all; or add unrelated facts")  # fmt: skip
+    parser.add_argument("runs", type=Path, nargs="+", help="folders that train.py saved; to be "
+                        "silenced, seeds of one method")  # fmt: skip
+    args = parser.parse_args()
+    {"silence": silence, "crowd": crowd}[args.what](args.runs)
+
+
+if __name__ == "__main__":
+    with command():
+        main()

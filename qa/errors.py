@@ -1,0 +1,94 @@
+"""What goes wrong becomes one line that says what, and where.
+
+    command                a program ends with that line, and without a stack
+    blaming                what is wrong with the content of a file becomes a line that names it
+    read_text, read_json   what a file holds, or that line
+    must_be                a setting that isn't built here becomes such a line, too
+"""
+
+import json
+import os
+import reprlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+
+@contextmanager
+def command() -> Iterator[None]:
+    """Within, an error ends the program with status 2, Ctrl-C with 130."""
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's has none
+        # lines come as they are made, through a pipe, too; a character that its encoding lacks is
+        # written as \\u591c
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    try:
+        yield
+    except BrokenPipeError:  # nobody reads any more, as in "| head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as interrupt:
+        print(f"\ninterrupted: {str(interrupt) or 'by Ctrl-C'}", file=sys.stderr)
+        sys.exit(130)
+
+
+@contextmanager
+def blaming(path: Path | str) -> Iterator[None]:
+    """Within, an error becomes a ValueError of one line that names the file."""
+    try:
+        yield
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        where = error.doc[error.pos :][:20]
+        raise ValueError(f"{path}: not JSON ({error.msg} at {where!r})") from None
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{path}: unreadable ({error!r})") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def check_file(path: Path) -> None:
+    """Raises an error where the file isn't there, or only the pointer that Git LFS has for it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    with open(path, "rb") as file:
+        if file.read(40).startswith(b"version https://git-lfs"):
+            raise ValueError(f"{path}: a pointer of Git LFS, not the file: run git lfs pull there")
+
+
+def read_text(path: Path) -> str:
+    """UTF-8, with the line ends that the file has."""
+    check_file(path)
+    with blaming(path):
+        return path.read_bytes().decode("utf-8")
+
+
+def read_json(path: Path) -> dict:
+    text = read_text(path)
+    with blaming(path):
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError("must be a JSON object")
+        return content
+
+
+def must_be(content: dict, **known: object) -> None:
+    """Raises ValueError for a setting that isn't built here; a missing one has its usual value.
+
+    `known` are the values that are built: several in a tuple, None where it must be missing.
+    """
+    for key, value in known.items():
+        values = value if isinstance(value, tuple) else (value,)
+        if content.get(key) not in (None, *values):
+            found = reprlib.repr(content[key])  # it may be long
+            if value is None:
+                raise ValueError(f'"{key}" is {found}, not built here: take a model without it')
+            raise ValueError(f'"{key}" is {found}, only {values[0]!r} is known here')

@@ -1,0 +1,164 @@
+"""How many answers are right, what they owe to the facts, and what is right without learning."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import product
+from statistics import fmean
+
+from qa.batches import Answerer
+from qa.questions import Question, of_choice
+
+# ------------------------------------------------------------------------------- changed facts
+
+
+def naming(choice: str) -> re.Pattern:
+    """Finds the words of a choice in a text."""
+    return re.compile(rf"(?<!\w){re.escape(choice.strip())}(?!\w)", re.IGNORECASE)
+
+
+def gold(q: Question) -> str | None:
+    """The one fact that names the right choice. None if there isn't one, or more than one."""
+    if q.answer is None or not q.choices[q.answer].strip():
+        return None
+    name = naming(q.choices[q.answer])
+    facts = {fact for fact in of_choice(q.facts, q.answer) if name.search(fact)}
+    return facts.pop() if len(facts) == 1 else None
+
+
+def with_facts(q: Question, change: Callable[[list[str]], list[str]]) -> Question:
+    return replace(q, facts=[change(facts) for facts in q.facts])
+
+
+def with_fact(q: Question, old: str, new: str) -> Question:
+    return with_facts(q, lambda facts: [new if fact == old else fact for fact in facts])
+
+
+def edited(q: Question) -> Question:
+    """The gold fact names another choice, and that one is now the right answer. Where each choice
+    has facts of its own, that choice gets the edited one too.
+    """
+    old, answer = gold(q), (q.answer + 1) % len(q.choices)
+    new = naming(q.choices[q.answer]).sub(lambda _: q.choices[answer], old)
+    q = with_fact(q, old, new)
+    if new not in of_choice(q.facts, answer):
+        q.facts[answer].insert(0, new)
+    return replace(q, answer=answer)
+
+
+def edited_elsewhere(q: Question) -> Question | None:
+    """Another fact than the gold one, which names a wrong choice, names another wrong one: the
+    answer should stay. None if there is no such fact.
+    """
+    wrong = [c for i, c in enumerate(q.choices) if i != q.answer and c.strip()]
+    others = [fact for fact in of_choice(q.facts, q.answer) if fact != gold(q)]
+    for fact, (old, new) in product(others, zip(wrong, wrong[1:] + wrong[:1], strict=True)):
+        changed = naming(old).sub(lambda _, new=new: new, fact)
+        if changed != fact:
+            return with_fact(q, fact, changed)
+    return None
+
+
+def removed(q: Question) -> Question:
+    """Without the gold fact."""
+    left_out = gold(q)
+    return with_facts(q, lambda facts: [fact for fact in facts if fact != left_out])
+
+
+def exchanged(questions: list[Question]) -> list[Question]:
+    """Each with the facts of the next one: its first choice has those of that one's first."""
+    found, lists = [], [q.facts for q in questions]
+    for q, other in zip(questions, lists[1:] + lists[:1], strict=True):
+        needed = 1 if len(other) == 1 else len(q.choices)
+        found.append(replace(q, facts=[other[i % len(other)] for i in range(needed)]))
+    return found
+
+
+# ----------------------------------------------------------------------------------- measuring
+
+
+def measure(answerer: Answerer, questions: list[Question]) -> dict[str, object]:
+    """Accuracy beside chance and, if the model takes facts, with those of another question instead,
+    and how many questions are right with only one of the two. Over the questions that have a gold
+    fact: of the right answers, which share follows when it's edited (efficacy) and which share
+    stays when another fact is (locality: Meng et al. 2022, arXiv 2202.05262), and the accuracy
+    without it.
+    """
+
+    def answered_right(version: list[Question]) -> list[bool]:
+        return answerer.answered_right(answerer.encode(version))
+
+    right = answered_right(questions)
+    found = {"test_accuracy": fmean(right), "chance": chance(questions)}
+    if answerer.model.config.inject != "none" and any(any(q.facts) for q in questions):
+        instead = answered_right(exchanged(questions))
+        differ = sum(was != now for was, now in zip(right, instead, strict=True))
+        found |= {"exchanged_accuracy": fmean(instead), "exchanged_differ": differ}
+
+    with_gold = [q for q in questions if gold(q)]
+    if not with_gold:
+        return found
+    before = [q for q, was in zip(questions, right, strict=True) if was and gold(q)]
+    follow = answered_right([edited(q) for q in before])
+    stay = answered_right([e for q in before if (e := edited_elsewhere(q))])
+    found |= {"gold_facts": len(with_gold), "flip_rate": fmean(follow or [0])}
+    if stay:
+        found["locality"] = fmean(stay)
+    without = answered_right([removed(q) for q in with_gold])
+    return found | {"removed_accuracy": fmean(without)}
+
+
+def lines_of_result(name: str, count: int, result: dict) -> Iterator[str]:
+    """What `measure` found for `count` questions, in words."""
+    test, least = result["test_accuracy"], result["chance"]
+    yield f"{name:10}{test:.1%} of {count:,} questions, chance is {least:.1%}"
+    if count < 50:
+        yield "          too few questions to tell it from chance"
+    elif test < least + 2 * (least * (1 - least) / count) ** 0.5:
+        yield "          no better than chance: what it learned does not answer new questions"
+    if "exchanged_accuracy" in result:
+        exchanged = result["exchanged_accuracy"]
+        clear = (test - exchanged) * count > 2 * result["exchanged_differ"] ** 0.5
+        doubt = "" if clear else ", too close to say that its own help"
+        yield f"          with the facts of another question: {exchanged:.1%}{doubt}"
+    if "flip_rate" in result:
+        yield (
+            f"edited    {result['flip_rate']:.1%} of right answers follow when the gold fact names "
+            f"another choice ({result['gold_facts']:,} questions have one)"
+        )
+        if "locality" in result:
+            yield f"          {result['locality']:.1%} of them stay when another fact is edited"
+        yield f"          right without the gold fact: {result['removed_accuracy']:.1%}"
+    if "seconds" in result:
+        rate = result["train_questions_per_second"]
+        yield f"time      {result['seconds']:.0f} s of training, {rate:,.0f} questions a second"
+
+
+# ------------------------------------------------------------------------------ without learning
+
+
+def chance(questions: list[Question]) -> float:
+    """The accuracy of guessing."""
+    return fmean(1 / len(q.choices) for q in questions)
+
+
+def rules(train: list[Question], held_out: list[Question]) -> str:
+    """The accuracy of two rules that learn nothing: the place that is most often right in training,
+    and the choice with the most words in common with its facts, or without facts the question.
+    """
+    place = Counter(q.answer for q in train).most_common(1)[0][0]
+    always = fmean(q.answer == place for q in held_out)
+    common = fmean(q.answer == most_common_words(q) for q in held_out)
+    return f"always choice {place + 1}: {always:.1%}, most common words: {common:.1%}"
+
+
+def most_common_words(q: Question) -> int:
+    """Words are the same here if their first five letters are; those of one or two don't count."""
+
+    def words(text: str) -> set[str]:
+        return {word[:5] for word in re.findall(r"\w{3,}", text.lower())}
+
+    known = [words(" ".join(facts) or q.asked) for facts in q.facts]
+    common = [len(of_choice(known, i) & words(choice)) for i, choice in enumerate(q.choices)]
+    return common.index(max(common))

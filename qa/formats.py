@@ -1,0 +1,128 @@
+"""Lines of public data sets, as they were released and as the Hub has them -> lines of ours.
+
+One more format is one more line in `FORMATS`, and maybe a key in the lines below it.
+"""
+
+import random
+from pathlib import Path
+
+from qa.errors import blaming
+from qa.questions import LETTERS, read_lines, text, texts
+
+# How an answer names a choice: by its label (A, B, ... where it has none), by its place from 0 or
+# from 1, by its text, by a list of this text alone. Of several ways a file has one.
+WAYS = LABEL, FROM_0, FROM_1, TEXT, TEXTS = "label", "place from 0", "place from 1", "text", "list"
+FORMATS = {  # keys of the choices -> key of the answer -> how it names a choice
+    "choices": {  # Kformer release, CommonsenseQA, OpenBookQA, QASC, ARC; the last one is MMLU's
+        "AnswerKey": [LABEL, FROM_1], "answerKey": [LABEL], "answer_idx": [LABEL, FROM_0],
+        "answer": [LABEL, FROM_0, TEXTS],
+    },
+    "options": {"answer_idx": [LABEL, FROM_0], "answer": [LABEL, TEXT]},  # MedQA, RACE
+    "endings": {"label": [FROM_0]},  # HellaSwag
+    "ending0 ending1 ending2 ending3": {"label": [FROM_0]},  # SWAG
+    "answerA answerB answerC": {"label": [LABEL, FROM_1]},  # Social IQA
+    "answer0 answer1 answer2 answer3": {"label": [FROM_0]},  # CosmosQA
+    "sol1 sol2": {"label": [FROM_0]},  # PIQA
+    "option1 option2": {"answer": [FROM_1]},  # WinoGrande
+    "opa opb opc opd": {"cop": [FROM_0, FROM_1]},  # MedMCQA: the Hub's, and as it was released
+    "correct_answer distractor1 distractor2 distractor3": {"correct_answer": [TEXT]},  # SciQ
+}  # fmt: skip
+QUESTION = ["question", "question_stem", "goal", "sentence", "ctx", "ctx_a ctx_b", "sent1 sent2"]
+CONTEXT = ["context", "article"]
+FACTS = ["knowledges", "fact1", "fact2", "support", "exp", "explanation"]
+
+
+def made_plain(path: Path, rows: dict[int, dict]) -> dict[int, dict]:
+    """The rows of a file, by the numbers of their lines. All must be in one format, and their
+    answers are read in the one way that fits all of them. Raises ValueError.
+    """
+    labels_path = path.with_name(f"{path.stem}-labels.lst")
+    if labels_path.is_file():  # Social IQA
+        labels = [label for label in read_lines(labels_path) if label]
+        if len(labels) != len(rows):
+            raise ValueError(f"{labels_path}: {len(labels)} labels for {len(rows)} questions")
+        pairs = zip(rows.items(), labels, strict=True)
+        rows = {number: row | {"label": label} for (number, row), label in pairs}
+    plain, formats, ways, places_in = {}, set(), set(WAYS), {}
+    for number, row in rows.items():
+        with blaming(f"{path}, line {number}"):
+            plain[number], places_in[number] = to_plain(row)
+            formats.add(format_of(row))
+            if len(formats) > 1:
+                raise ValueError("in another format than the lines before")
+            ways &= places_in[number].keys() or ways
+            if not ways:
+                raise ValueError("the answer is counted in another way than in the lines before")
+    for number, places in places_in.items():
+        if len({places[way] for way in ways if places}) > 1:
+            raise ValueError(f"{path}: no line tells what answers are: {' or '.join(sorted(ways))}")
+        if places:
+            plain[number]["AnswerKey"] = LETTERS[places[min(ways)]]
+    return plain
+
+
+def to_plain(row: dict) -> tuple[dict, dict[str, int]]:
+    """A line without its answer, and the answer's place by each way that it may be meant."""
+    if isinstance(row.get("question"), dict):  # CommonsenseQA has the choices in it
+        row |= row["question"] | {"question": row["question"].get("stem")}
+    keys = format_of(row)
+    pairs = choices_of(row, keys)
+    choices = [text(pair, "text") for pair in pairs]
+    plain = {
+        "context": first_text(row, [*CONTEXT, ""]), "question": first_text(row, QUESTION),
+        "choices": [{k: pair[k] for k in ("text", "knowledge") if k in pair} for pair in pairs],
+        "knowledges": [fact for key in FACTS for fact in texts(row, key)],
+    }  # fmt: skip
+    return plain, places_of(row, FORMATS[keys], [text(p, "label") for p in pairs], choices)
+
+
+def format_of(row: dict) -> str:
+    """The keys of a line's choices. Raises ValueError where FORMATS hasn't got them."""
+    for keys in FORMATS:
+        if row.get(keys.split()[0]) is not None:
+            return keys
+    raise ValueError(f"has no choices in any of: {', '.join(FORMATS)}")
+
+
+def choices_of(row: dict, keys: str) -> list[dict]:
+    """A "label" and a "text" for each choice, and maybe its "knowledge"."""
+    value = row[keys] if keys in row else [text(row, key) for key in keys.split()]
+    if keys.startswith("correct_answer"):  # its place must not be learned
+        random.Random(str(row.get("question"))).shuffle(value)
+    if isinstance(value, dict) and "text" in value:  # {"text": ["mice", ...], "label": ["A", ...]}
+        if len({len(column) for column in value.values()}) > 1:
+            raise ValueError(f'"{keys}" has lists of different lengths')
+        value = [dict(zip(value, pair, strict=True)) for pair in zip(*value.values(), strict=True)]
+    elif isinstance(value, dict):  # {"A": "mice", ...}
+        value = [{"label": key, "text": text} for key, text in value.items() if text is not None]
+    elif not isinstance(value, list):
+        raise ValueError(f'"{keys}" is missing or not a list')
+    pairs = [pair if isinstance(pair, dict) else {"text": pair} for pair in value]
+    pairs = [{"label": p["key"], "text": p.get("value")} if "key" in p else p for p in pairs]
+    return [{"label": LETTERS[i]} | pair for i, pair in enumerate(pairs)]
+
+
+def places_of(
+    row: dict, ways: dict[str, list[str]], labels: list[str], choices: list[str]
+) -> dict[str, int]:
+    """The place of the answer, from 0, by each way that it may be meant; none without an answer."""
+    key = next((key for key in ways if row.get(key) not in (None, "", -1, "-1")), None)
+    if key is None:
+        return {}
+    answer, numbers = str(row[key]), [str(i) for i in range(len(choices) + 1)]
+    names = {LABEL: labels, FROM_0: numbers[:-1], FROM_1: numbers[1:], TEXT: choices}
+    names[TEXTS] = [str([text]) for text in choices]
+    names = {way: names[way] for way in ways[key]}
+    places = {way: known.index(answer) for way, known in names.items() if answer in known}
+    if not places:
+        allowed = " or ".join(", ".join(known) for known in names.values())
+        raise ValueError(f"the answer must be one of {allowed}, not {row[key]!r}")
+    return places
+
+
+def first_text(row: dict, names: list[str]) -> str:
+    """The first of these that is there; several keys make one text, no key makes an empty one."""
+    for keys in map(str.split, names):
+        if all(row.get(key) is not None for key in keys):
+            return " ".join(text(row, key) for key in keys).strip()
+    raise ValueError(f"has no question in any of: {', '.join(names)}")
