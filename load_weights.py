@@ -25,8 +25,7 @@ from torch import Tensor
 
 from kformer import VARIANTS, KformerConfig, KformerForMultipleChoice, initialize
 from qa.errors import blaming, check_file, command, must_be, read_json
-from qa.tokenizer import Tokenizer
-from qa.vocabulary import VOCABULARIES, load_tokenizer
+from qa.tokenizer import VOCABULARIES, Tokenizer, load_tokenizer
 
 # ---------------------------------------------------------------------------------------- names
 
@@ -350,17 +349,13 @@ def save_whole(tensors: dict[str, Tensor], path: Path, **metadata: str) -> None:
 
 
 def lines_of_report(report: LoadReport) -> list[str]:
-    """Its notes, and the names that aren't loaded, with a * for the numbers of the layers."""
+    """Its notes, and what isn't loaded: the Wk.weight and Wk.bias of all layers in one name."""
     lines = [*report.notes]
     for what, names in (("unused", report.unused), ("newly initialised", report.new)):
+        short = (re.sub(r"\.(weight|bias)$", "", re.sub(r"\.\d+\.", ".*.", n)) for n in names)
         if names:
-            lines.append(f"{what}: {', '.join(grouped(names))}")
+            lines.append(f"{what}: {', '.join(dict.fromkeys(short))}")
     return lines
-
-
-def grouped(names: list[str]) -> list[str]:
-    """encoder.layer.0.Wk.bias, encoder.layer.1.Wk.bias -> encoder.layer.*.Wk.bias"""
-    return list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names))
 
 
 def size_of(model: KformerForMultipleChoice) -> list[str]:
@@ -390,12 +385,12 @@ def main() -> None:
     overrides = {} if args.inject is None else {"inject": args.inject}
     model, tokenizer, report = open_folder(args.folder, **overrides)
     config, sentence = model.config, "Kformer's facts fire in feed-forward layers: naïve, isn't it?"
-    print("model     ", f"{config.model_type}, up to {config.max_tokens} tokens", *size_of(model),
-          sep="\n  ")  # fmt: skip
-    print("loaded    ", *grouped(report.loaded), sep="\n  ")
-    print("          ", *lines_of_report(report), sep="\n  ")
-    print(f"tokenizer  {type(tokenizer).__name__}, {len(tokenizer.vocab):,} tokens")
-    print(f"  {sentence}\n  {' '.join(tokenizer.vocab[i] for i in tokenizer.encode(sentence))}")
+    print(f"model      {config.model_type}, up to {config.max_tokens} tokens", *size_of(model),
+          f"{len(report.loaded)} tensors are loaded", *lines_of_report(report),
+          sep="\n           ")  # fmt: skip
+    print(f"tokenizer  {type(tokenizer).__name__}, {len(tokenizer.vocab):,} tokens", sentence,
+          " ".join(tokenizer.vocab[i] for i in tokenizer.encode(sentence)),
+          sep="\n           ")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def open_model(args: Namespace) -> tuple[Answerer, dict[str, float]]:
     torch.manual_seed(args.seed)
     if args.checkpoint:
         model, report = load_weights(folder, config)
-        print(*lines_of_report(report), sep="\n")
+        print(*(f"weights   {line}" for line in lines_of_report(report)), sep="\n")
         # Wk and the table start near what they are to be; Wv and the head don't, and learn faster.
         rates = {n: 10.0 for n in report.new if "Wk" not in n and "fact_embeddings" not in n}
     else:

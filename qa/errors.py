@@ -68,10 +68,16 @@ def read_text(path: Path) -> str:
     """UTF-8, with the line ends that the file has."""
     check_file(path)
     with blaming(path):
-        return path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8")
+        if text.startswith("\ufeff"):
+            raise ValueError("starts with a byte-order mark; save it without")
+        return text
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path, missing: dict | None = None) -> dict:
+    """The object in a file, or `missing`, where that is given, if there is no file."""
+    if missing is not None and not path.is_file():
+        return missing
     text = read_text(path)
     with blaming(path):
         content = json.loads(text)
