@@ -317,7 +317,7 @@ class Kformer(nn.Module):
     slot, which changes nothing. Raises ValueError for more tokens than `max_tokens`.
 
     With `cls_only` the top layer computes the state of [CLS] alone, (..., 1, D), from the same
-    context. The head needs no other state, and a training step takes a seventh less time.
+    context. The head needs no other, and a training step takes a seventh less time.
 
     Afterwards `kept_facts` (..., N, L) has the ids of the nearest facts, and
     `encoder.layer[i].ffn.fact_scores` or `.attention.fact_scores` says what they did.
@@ -374,8 +374,7 @@ class KformerForMultipleChoice(Kformer):
 
     Each choice is encoded on its own, and scored as in BERT: [CLS] -> dense -> tanh -> one number.
     input_ids, attention_mask, token_type_ids (B, C, T); fact_ids (B, S, L), shared by the choices,
-    or (B, C, S, L). `cls_only` changes the `fact_scores` of the top layer to (B, C, 1, N), but no
-    score (in training it changes what dropout draws).
+    or (B, C, S, L). `cls_only` changes no score, only what dropout draws in training.
     """
 
     def __init__(self, config: KformerConfig, from_scratch: bool = True) -> None:
@@ -428,17 +427,16 @@ def initialize_projection(
 @torch.no_grad()
 def initialize(model: Kformer, missing: Collection[str] | None = None) -> None:
     """From scratch, fills all parameters of the encoder; after a checkpoint, those that it lacks,
-    the names in `missing`, which may be of the head, too.
+    whose names are in `missing`, the head's too.
 
     The release draws all from N(0, 0.02), as BERT does. A fact's key then has nothing to do with
     its words, and facts are hardly used (docs/results.md has the figures). So here the fact table
     starts as the word table, and `initialize_projection` has Wk and Wv.
 
-    From scratch, words are vectors at right angles (as far as D dimensions have room for them), so
-    that the overlap of two texts counts their common words and nothing else. Attention's matrices
-    are near I, so that a token first looks for words like itself (Trockman and Kolter 2023, arXiv
-    2305.09828), positions are sinusoids, from which concat learns what stands beside what, and
-    segments are halved. The rest is as torch draws it.
+    From scratch, words are at right angles (as far as D dimensions have room for them), so that the
+    overlap of two texts counts their common words alone. Attention's matrices are near I: a token
+    first looks for words like itself (Trockman and Kolter 2023, arXiv 2305.09828). Positions are
+    sinusoids, and segments are halved. The rest is as torch draws it.
     """
     from_scratch = missing is None
     for name, parameter in model.named_parameters():

@@ -5,9 +5,6 @@
 Files and tensors carry the names that Hugging Face transformers gives them: a BERT or RoBERTa
 folder from there opens here to the same ids, hidden states and scores, and what is written here
 opens there. No pickle is read or written, so a checkpoint from a stranger can't run code.
-
-Read it from top to bottom: names, config, weights, opening, saving, report. The tokenizer is in
-qa/tokenizer.py.
 """
 
 import argparse
@@ -19,7 +16,7 @@ from itertools import takewhile
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -329,19 +326,19 @@ def save_pretrained(
             tensor.clone(memory_format=torch.contiguous_format)
         for name, tensor in model.state_dict().items()
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_whole(tensors, folder / "model.safetensors")
-        for name, text in texts.items():
-            (folder / name).write_bytes(text.encode("utf-8"))
-    except OSError as error:
-        raise OSError(f"{folder}: can't be written ({error})") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    save_whole(tensors, folder / "model.safetensors")
+    for name, text in texts.items():
+        (folder / name).write_bytes(text.encode("utf-8"))
 
 
 def save_whole(tensors: dict[str, Tensor], path: Path, **metadata: str) -> None:
     """A safetensors file, written beside and moved into place: the old one is there until then."""
     beside = path.with_name(f"{path.name}.new")
-    save_file(tensors, beside, metadata={"format": "pt"} | metadata)
+    try:
+        save_file(tensors, beside, metadata={"format": "pt"} | metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path}: can't be written ({error})") from None
     os.replace(beside, path)
 
 
@@ -358,23 +355,22 @@ def lines_of_report(report: LoadReport) -> list[str]:
     return lines
 
 
-def size_of(model: KformerForMultipleChoice) -> list[str]:
-    """How large a model is and where facts come in; how many parameters it has."""
+def lines_of_model(model: KformerForMultipleChoice) -> list[str]:
+    """How large a model is, where facts come in, and how many parameters it has."""
     config, added = model.config, added_parameters(model)
     where = f" in layers {' '.join(map(str, config.inject_layers))}" if added else ""
     total = sum(p.numel() for p in model.parameters())
     return [
         f"{config.num_hidden_layers} layers, hidden size {config.hidden_size}, "
-        f"{config.num_attention_heads} heads, FFN width {config.intermediate_size}; "
-        f"injection: {config.inject}{where}",
-        f"{total:,} parameters, {added:,} of them for the facts",
+        f"{config.num_attention_heads} heads, FFN width {config.intermediate_size}",
+        f"injection: {config.inject}{where}; {total:,} parameters, {added:,} of them for the facts",
     ]
 
 
 def added_parameters(model: KformerForMultipleChoice) -> int:
     """How many parameters are there for the facts."""
-    of_facts = re.compile(r"fact_embeddings\.|.*\.W[kv]\.")
-    return sum(p.numel() for name, p in model.named_parameters() if of_facts.match(name))
+    parameters = model.named_parameters()
+    return sum(p.numel() for n, p in parameters if re.search(r"fact_embeddings|\.W[kv]\.", n))
 
 
 def main() -> None:
@@ -385,9 +381,9 @@ def main() -> None:
     overrides = {} if args.inject is None else {"inject": args.inject}
     model, tokenizer, report = open_folder(args.folder, **overrides)
     config, sentence = model.config, "Kformer's facts fire in feed-forward layers: naïve, isn't it?"
-    print(f"model      {config.model_type}, up to {config.max_tokens} tokens", *size_of(model),
-          f"{len(report.loaded)} tensors are loaded", *lines_of_report(report),
-          sep="\n           ")  # fmt: skip
+    print(f"model      {config.model_type}, up to {config.max_tokens} tokens",
+          *lines_of_model(model), f"{len(report.loaded)} tensors are loaded",
+          *lines_of_report(report), sep="\n           ")  # fmt: skip
     print(f"tokenizer  {type(tokenizer).__name__}, {len(tokenizer.vocab):,} tokens", sentence,
           " ".join(tokenizer.vocab[i] for i in tokenizer.encode(sentence)),
           sep="\n           ")  # fmt: skip

@@ -5,9 +5,8 @@
     python train.py --inject ffn --checkpoint FOLDER --data FOLDER      one's own
     torchrun --nproc_per_node=2 train.py --inject ffn                   shares each batch out
 
-Read it from top to bottom, one run in the order in which it happens: arguments, model and
-questions, training, what is saved. `main` at the end calls them. The same command again goes on
-with a run that was stopped.
+Read `main` at the end first, then from top to bottom one run in the order in which it happens. The
+same command again goes on with a run that was stopped.
 """
 
 import argparse
@@ -18,7 +17,6 @@ import re
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -33,22 +31,21 @@ from tqdm import tqdm
 from kformer import VARIANTS, KformerForMultipleChoice
 from load_weights import (
     added_parameters,
+    lines_of_model,
     lines_of_report,
     load_weights,
     open_config,
     save_pretrained,
     save_whole,
-    size_of,
 )
 from qa.batches import Answerer, Encoded, default_dtype, shuffled
 from qa.errors import blaming, command
 from qa.evaluation import chance, exchanged, lines_of_result, measure, rules
 from qa.questions import NO_FACTS, Question, read_questions, split_paths
 
-# One of WORLD processes where torchrun starts them, otherwise the only one.
-BY_TORCHRUN = "TORCHELASTIC_RUN_ID" in os.environ
-WORLD = int(os.environ["WORLD_SIZE"]) if BY_TORCHRUN else 1
-RANK = int(os.environ["RANK"]) if BY_TORCHRUN else 0
+WORLD, RANK = 1, 0  # the only process, or one of those that torchrun starts
+if "TORCHELASTIC_RUN_ID" in os.environ:
+    WORLD, RANK = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
 
 # ----------------------------------------------------------------------------------- arguments
 
@@ -62,41 +59,32 @@ def positive(text: str) -> int:
 
 def parse_arguments(argv: list[str] | None) -> Namespace:
     parser = argparse.ArgumentParser(
-        description="Train a Kformer on multiple-choice questions and facts.",
-        epilog="Without arguments it learns the toy world of this repo in half a minute. The same "
-        "command goes on with a run that was stopped. A table of many runs: python -m lab.table.",
+        description="Train a Kformer on multiple-choice questions and facts; by default, ffn on "
+        "the toy world. The same command goes on with a run that was stopped."
     )
     add, toy = parser.add_argument, Path(__file__).resolve().parent / "data" / "toy"
-    add("--inject", choices=VARIANTS,
-        help="how the facts come in: not at all, as words behind the input, as a prefix of keys "
-        "and values, as hidden neurons of the FFN (default: as in the checkpoint, or ffn)")
-    add("--layers", metavar="WHICH",
-        help="layers to inject into: bottom, middle or top (a third of all), all, or numbers from "
-        "0 at the bottom, such as 2 or 0-2 or 0,2 (default: as in the checkpoint, or the top three,"
-        " layer 0 only if it is alone)")
+    add("--inject", choices=VARIANTS, help="where the facts go: nowhere, behind the input, before "
+        "attention's keys and values, into the FFN (default: as in the checkpoint, or ffn)")
+    add("--layers", metavar="WHICH", help="bottom, middle or top (a third of the layers), all, or "
+        "numbers from 0, such as 0-2 or 0,2 (default: as in the checkpoint, or the top three)")
     add("--facts", type=positive, metavar="N",
         help="facts kept for a question, those nearest to it (default: as in the checkpoint, or 5)")
     add("--data", type=Path, default=toy, metavar="FOLDER",
         help="train.jsonl, valid.jsonl or dev.jsonl, maybe test.jsonl (default: data/toy)")
     add("--checkpoint", type=Path, metavar="FOLDER",
-        help="pretrained weights to start from (default: random ones, of the size in the "
-        "config.json of the data folder)")
-    add("--wrong-facts", action="store_true",
-        help="give each question the facts of another, for comparison")
+        help="pretrained weights (default: random ones, of the size in config.json of the data)")
+    add("--wrong-facts", action="store_true", help="give each question the facts of another")
     add("--steps", type=positive, metavar="N",
         help="batches to train on (default: 700, with a checkpoint four epochs)")
     add("--batch-size", type=positive, default=32, help="questions in a batch (default: 32)")
     add("--lr", type=float, help="learning rate (default: 1e-3, with a checkpoint 5e-5)")
-    add("--warmup", type=positive, metavar="N",
-        help="steps in which the learning rate rises; then it falls to the end (default: it rises "
-        "in the first fifth and falls in the last)")
-    add("--seed", type=int, default=0, metavar="N", help="of the weights and the order, below a "
-        "million (default: 0)")
+    add("--warmup", type=positive, metavar="N", help="steps in which the rate rises, to fall in "
+        "all others (default: it rises in the first fifth and falls in the last)")
+    add("--seed", type=int, default=0, help="of the weights and the order (default: 0)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"),
         help="where it runs (default: the GPU if there is one)")
-    add("--dtype", choices=("float32", "bfloat16"),
-        help="of the matrix products (default: bfloat16 where the machine multiplies it natively "
-        "and the hidden size is at least 256, else float32)")
+    add("--dtype", choices=("float32", "bfloat16"), help="of the matrix products (default: "
+        "bfloat16 where the machine multiplies it natively and the hidden size is 256 or more)")
     add("--out", type=Path, metavar="FOLDER",
         help="where the run is saved (default: runs/INJECT-seed-SEED or runs/wrong-facts/...)")
     args = parser.parse_args(argv)
@@ -158,27 +146,16 @@ def read_data(args: Namespace) -> dict[str, list[Question]]:
     paths = split_paths(args.data)
     splits = {split: read_questions(path, split != "test") for split, path in paths.items()}
     everything = [q for part in splits.values() for q in part]
+    sizes = ", ".join(f"{len(part):,} {split}" for split, part in splits.items())
+    choices = " or ".join(map(str, sorted({len(q.choices) for q in everything})))
     own = sum(any(q.facts) for q in everything)
-    print(f"facts     {own:,} questions of {len(everything):,} bring theirs")
+    print(f"data      {os.path.relpath(args.data)}: {sizes} questions of {choices} choices")
+    print(f"facts     {own:,} questions bring theirs" + ", and get others'" * args.wrong_facts)
     if not own and args.inject != "none":
         raise ValueError(f"{args.data}: {NO_FACTS}; --inject none needs none")
     if args.wrong_facts:
         splits = {split: exchanged(part) for split, part in splits.items()}
-        print("facts     each question gets those of another")
     return splits
-
-
-def describe(
-    args: Namespace, questions: dict[str, list[Question]], data: dict[str, list[Encoded]], name: str
-) -> Iterator[str]:
-    """Lines: how many questions there are, and what is right of `name` without learning."""
-    sizes = ", ".join(f"{len(part):,} {split}" for split, part in questions.items())
-    choices = sorted({len(q.choices) for part in questions.values() for q in part})
-    many = " or ".join(map(str, choices))
-    yield f"data      {os.path.relpath(args.data)}: {sizes} questions of {many} choices"
-    if shortened := sum(q.shortened for part in data.values() for q in part):
-        yield f"          {shortened:,} are too long, and lose the beginning of their context"
-    yield f"chance    {chance(questions[name]):.1%}; {rules(questions['train'], questions[name])}"
 
 
 # ------------------------------------------------------------------------------------ training
@@ -218,7 +195,10 @@ def train(
     model = answerer.model
     groups = parameter_groups(model, rates, args.lr)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
-    best = read_state(args.out, log, model, optimizer)
+    best = {}  # the model's best state so far
+    if len(log) > 1:  # it was stopped
+        best = read_state(args.out, model, optimizer)
+        print(*map(row_of_report, log[1:]), sep="\n")
     row = {"step": 0, "questions": 0, "seconds": 0.0, "eval_seconds": 0.0} | log[-1]
     batches = islice(shuffled(data["train"], args.batch_size, args.seed), row["step"], args.steps)
     bar = tqdm(batches, args.out.name, args.steps, initial=row["step"], unit="step", leave=False,
@@ -240,10 +220,8 @@ def train(
             add_up_gradients(model, loss)
         norm = clip_grad_norm_(model.parameters(), 1.0)
         if not norm.isfinite():
-            raise ValueError(
-                f"step {step}: the loss is {loss:.3g}, the length of its gradient {norm:.3g}; "
-                "what was saved before is kept; a smaller --lr may help"
-            )
+            said = f"the loss is {loss:.3g}, the length of its gradient {norm:.3g}"
+            raise ValueError(f"step {step}: {said}; a smaller --lr may help")
         optimizer.step()
         bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         if step > 2:  # the first two warm the machine up, and aren't timed
@@ -263,15 +241,6 @@ def train(
             tqdm.write(row_of_report(row))
     if RANK == 0:
         model.load_state_dict(best)
-
-
-def join_processes(device: str) -> None:
-    """This process of torchrun meets the others. The first one alone prints and writes."""
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
-    if RANK:
-        sys.stdout = open(os.devnull, "w")
 
 
 def add_up_gradients(model: KformerForMultipleChoice, loss: torch.Tensor) -> None:
@@ -301,29 +270,34 @@ def identity(args: Namespace) -> dict:
     for path in filter(Path.is_file, paths):
         digest.update(path.read_bytes())
     said = {n: str(v.resolve()) if isinstance(v, Path) else v for n, v in vars(args).items()}
-    del said["out"]
     return {"arguments": said, "files": digest.hexdigest()}
 
 
 def read_log(out: Path, run: dict) -> list[dict]:
-    """The log of this run, as far as it has come.
+    """The log of this run, as far as its state or its result was saved.
 
     Raises ValueError where the folder has anything else.
     """
-    if all(path.suffix == ".new" for path in out.glob("*")):  # left by a kill, if anything
+    if all(path.suffix == ".new" for path in out.glob("*")):  # left by a kill
         return [run]
     try:
         log = [json.loads(line) for line in (out / LOG).read_text(encoding="utf-8").splitlines()]
         before, now = ({**r["arguments"], "files": r["files"]} for r in (log[0], run))
     except (OSError, ValueError, LookupError, TypeError):
         raise ValueError(f"--out {out}: has files that are no run; name a new folder") from None
-    moved = {"data", "checkpoint"}  # where they lie doesn't matter, what is in them does
+    moved = {"data", "checkpoint", "out"}  # where they lie doesn't matter, what is in them does
     if differ := [name for name in now if name not in moved and before.get(name) != now[name]]:
         raise ValueError(
             f"{out} has another run, of other {', '.join(differ)}: name a new folder with --out, "
             "or delete that one"
         )
-    return log
+    if "test_accuracy" in log[-1]:
+        return log
+    step = 0
+    if (out / STATE).is_file():
+        with blaming(out / STATE), safe_open(out / STATE, "pt") as file:
+            step = int(file.metadata()["step"])
+    return [log[0], *(row for row in log[1:] if row["step"] <= step)]
 
 
 def write_log(out: Path, log: list[dict]) -> None:
@@ -345,26 +319,19 @@ def write_state(
 
 
 def read_state(
-    out: Path, log: list[dict], model: KformerForMultipleChoice, optimizer: torch.optim.Optimizer
+    out: Path, model: KformerForMultipleChoice, optimizer: torch.optim.Optimizer
 ) -> dict[str, torch.Tensor]:
-    """Puts model, optimizer and log into the state that was written, if one was. Returns the best
-    state of the model so far.
-    """
-    step, parts, moments = 0, {"model": {}, "best": {}, "optimizer": {}}, {}
-    if (out / STATE).is_file():
-        with blaming(out / STATE), safe_open(out / STATE, "pt") as file:
-            step = int(file.metadata()["step"])
-            for name in file.keys():
-                part, _, rest = name.partition(".")
-                parts[part][rest] = file.get_tensor(name).clone()
+    """Puts model and optimizer into the state that was written. Returns the model's best one."""
+    parts, moments = {"model": {}, "best": {}, "optimizer": {}}, {}
+    with blaming(out / STATE), safe_open(out / STATE, "pt") as file:
+        for name in file.keys():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = file.get_tensor(name).clone()
         for name, tensor in parts["optimizer"].items():
             i, _, which = name.partition(".")
             moments.setdefault(int(i), {})[which] = tensor
         model.load_state_dict(parts["model"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
-    log[1:] = [row for row in log[1:] if row["step"] <= step]
-    for row in log[1:]:
-        print(row_of_report(row))
     return parts["best"]
 
 
@@ -374,19 +341,29 @@ def read_state(
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     if WORLD > 1:
-        join_processes(args.device)
+        torch.distributed.init_process_group("nccl" if args.device == "cuda" else "gloo")
+        if args.device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        if RANK:  # the first one alone prints and writes
+            sys.stdout = open(os.devnull, "w")
     answerer, rates = open_model(args)
     questions = read_data(args)
     epoch = -(-len(questions["train"]) // args.batch_size)
     args.steps = args.steps or (4 * epoch if args.checkpoint else 700)
     runs = Path("runs", "wrong-facts") if args.wrong_facts else Path("runs")
     args.out = args.out or runs / f"{args.inject}-seed-{args.seed}"
-    log = read_log(args.out, identity(args))
+    log = [identity(args)]
+    if any(args.out.glob("*")):
+        log = read_log(args.out, log[0])
     data = {split: answerer.encode(questions[split]) for split in ("train", "valid")}
     # the last split whose answers are known is reported
     *_, name = (s for s, part in questions.items() if all(q.answer is not None for q in part))
-    print(*describe(args, questions, data, name), sep="\n")
-    print("model    ", f"; products in {args.dtype}\n          ".join(size_of(answerer.model)))
+    held_out = questions[name]
+    if shortened := sum(q.shortened for part in data.values() for q in part):
+        print(f"          {shortened:,} are too long, and lose the beginning of their context")
+    print(f"chance    {chance(held_out):.1%}; {rules(questions['train'], held_out)}")
+    print("model     " + "\n          ".join(lines_of_model(answerer.model)))
+    print(f"          products in {args.dtype}; training on {args.device}")
 
     if "test_accuracy" in log[-1]:
         print(f"          {args.out} has this very run, finished: nothing is left to train")
@@ -395,7 +372,7 @@ def main(argv: list[str] | None = None) -> None:
         if RANK:
             return
         last = log[-1]
-        result = measure(answerer, questions[name]) | {
+        result = measure(answerer, held_out) | {
             "valid_accuracy": max(row["valid_accuracy"] for row in log[1:]),
             "seconds": last["seconds"],
             "train_questions_per_second": last["questions"] / max(1e-9, last["seconds"]),
@@ -406,7 +383,7 @@ def main(argv: list[str] | None = None) -> None:
         log.append(result)
         write_log(args.out, log)
     (args.out / STATE).unlink(missing_ok=True)
-    print(*lines_of_result(name, len(questions[name]), log[-1]), sep="\n")
+    print(*lines_of_result(name, len(held_out), log[-1]), sep="\n")
     print(f"saved     {args.out}; python -m lab.look {args.out} shows questions and their answers")
 
 

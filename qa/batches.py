@@ -16,9 +16,7 @@ from qa.tokenizer import Tokenizer
 
 @dataclass
 class Encoded:
-    """One question as ids: for each choice a row of tokens and of segments; for each list of facts
-    a row for each fact.
-    """
+    """One question as ids: rows of tokens and segments for the choices, lists of rows for facts."""
 
     input_ids: list[list[int]]
     token_type_ids: list[list[int]]
@@ -60,8 +58,8 @@ def encode(q: Question, tokenizer: Tokenizer, config: KformerConfig) -> Encoded:
 
 
 def shuffled(data: list[Encoded], batch_size: int, seed: int) -> Iterator[list[Encoded]]:
-    """Batches without end. Each epoch has every question once, in a new order, but neighbours are
-    of similar lengths: out of 50 batches' worth of random questions, sorted, come 50 batches.
+    """Batches without end. Each epoch has every question once, and the questions of a batch are of
+    similar lengths: out of 50 batches' worth of random questions, sorted, come 50 batches.
     """
     generator = torch.Generator().manual_seed(seed)
     while True:

@@ -1,10 +1,4 @@
-"""What goes wrong becomes one line that says what, and where.
-
-    command                a program ends with that line, and without a stack
-    blaming                what is wrong with the content of a file becomes a line that names it
-    read_text, read_json   what a file holds, or that line
-    must_be                a setting that isn't built here becomes such a line, too
-"""
+"""What goes wrong becomes one line that says what, and where."""
 
 import json
 import os
@@ -21,8 +15,7 @@ from safetensors import SafetensorError
 def command() -> Iterator[None]:
     """Within, an error ends the program with status 2, Ctrl-C with 130."""
     if hasattr(sys.stdout, "reconfigure"):  # a notebook's has none
-        # lines come as they are made, through a pipe, too; a character that its encoding lacks is
-        # written as \\u591c
+        # Lines come as they are made; a character that the encoding lacks is written as \\u591c.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         yield
@@ -87,9 +80,8 @@ def read_json(path: Path, missing: dict | None = None) -> dict:
 
 
 def must_be(content: dict, **known: object) -> None:
-    """Raises ValueError for a setting that isn't built here; a missing one has its usual value.
-
-    `known` are the values that are built: several in a tuple, None where it must be missing.
+    """Raises ValueError for a setting that isn't built here. `known` are the values that are:
+    several in a tuple, None where it must be missing. It may be missing in any case.
     """
     for key, value in known.items():
         values = value if isinstance(value, tuple) else (value,)

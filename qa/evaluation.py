@@ -79,11 +79,10 @@ def exchanged(questions: list[Question]) -> list[Question]:
 
 
 def measure(answerer: Answerer, questions: list[Question]) -> dict[str, object]:
-    """Accuracy beside chance and, if the model takes facts, with those of another question instead,
-    and how many questions are right with only one of the two. Over the questions that have a gold
-    fact: of the right answers, which share follows when it's edited (efficacy) and which share
-    stays when another fact is (locality: Meng et al. 2022, arXiv 2202.05262), and the accuracy
-    without it.
+    """Accuracy beside chance; with facts, the accuracy with those of another question instead, and
+    how many answers differ. Of right answers with a gold fact, the share that follows when it's
+    edited (efficacy) and the share that stays when another fact is (locality: Meng et al. 2022,
+    arXiv 2202.05262). Of all questions with a gold fact, the accuracy without it.
     """
 
     def answered_right(version: list[Question]) -> list[bool]:
@@ -144,8 +143,8 @@ def chance(questions: list[Question]) -> float:
 
 
 def rules(train: list[Question], held_out: list[Question]) -> str:
-    """The accuracy of two rules that learn nothing: the place that is most often right in training,
-    and the choice with the most words in common with its facts, or without facts the question.
+    """The accuracy of the place that is most often right in training, and of the choice with the
+    most words in common with its facts or, where there are none, with the question.
     """
     place = Counter(q.answer for q in train).most_common(1)[0][0]
     always = fmean(q.answer == place for q in held_out)

@@ -4,9 +4,8 @@
      "choices": [{"text": "Mira", "knowledge": []}, {"text": "Hugo"}],
      "AnswerKey": "A", "knowledges": ["Mira sells kites."]}
 
-"knowledges" are facts for all choices, "knowledge" those of one. Both may be missing, and so may
-the context and, in a test set, the answer. Lines of other data sets are first made into such lines,
-by formats.py.
+"knowledges" are facts for all choices, "knowledge" those of one. They and the context may be
+missing, and in a test set the answer. formats.py makes such lines of those of other data sets.
 """
 
 import json

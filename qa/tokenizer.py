@@ -24,12 +24,11 @@ OTHERS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json
 class Tokenizer:
     """What both kinds share: ids, settings and added tokens.
 
-    `settings` are those of tokenizer_config.json, by default those that a kind calls `usual`. Added
-    tokens stand in a text as they are, such as {"content": "<mask>", "lstrip": True}. One that isn't
-    in `vocab` gets the next id.
+    `settings` are those of tokenizer_config.json. Added tokens stand in a text as they are, such as
+    {"content": "<mask>", "lstrip": True}. One that isn't in `vocab` gets the next id.
     """
 
-    usual: tuple[tuple[str, object], ...]  # names of settings, and their values
+    usual: tuple[tuple[str, object], ...]  # names of settings, and their default values
     classes: tuple[str, ...]  # what transformers calls this kind, and the model types that have it
     types: tuple[str, ...]  # of model, normalizer and pre_tokenizer in tokenizer.json
 
@@ -59,8 +58,7 @@ class Tokenizer:
         if len(self.vocab) > vocab_size:
             raise ValueError(
                 f"the vocabulary has {len(self.vocab)} tokens, but vocab_size in config.json is "
-                f"{vocab_size}: take the vocabulary that came with the weights, or, if "
-                f"{self.vocab[-1]!r} isn't in it, one that has it"
+                f"{vocab_size}: take the vocabulary that came with the weights"
             )
         if self.pad_token_id != pad_token_id:
             raise ValueError(
@@ -153,8 +151,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     folder, path = Path(folder), Path(folder, "vocab.txt")
     config = read_json(folder / "config.json", {})
     found = [name for name in (*VOCABULARIES, *OTHERS) if (folder / name).is_file()]
-    bert = config.get("model_type") == "bert" and not config.get("tokenizer_class")
-    if found != ["vocab.txt"] or not bert:
+    if found != ["vocab.txt"] or config.get("tokenizer_class", config.get("model_type")) != "bert":
         from qa.vocabulary import open_vocabulary
 
         return open_vocabulary(folder)
