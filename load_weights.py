@@ -106,10 +106,8 @@ def make_config(content: dict) -> KformerConfig:
     """What config.json says -> the config. Raises ValueError for what isn't built here."""
     model_type = content.get("model_type")
     if model_type not in DEFAULTS:
-        raise ValueError(
-            f'"model_type" is {model_type!r}, must be "bert" or "roberta"; where it is missing: '
-            'write it there, or load_pretrained(folder, model_type="bert")'
-        )
+        how = 'write it there, or load_pretrained(folder, model_type="bert")'
+        raise ValueError(f'"model_type" is {model_type!r}, must be "bert" or "roberta": {how}')
     must_be(content, **BUILT)
     fields = DEFAULTS[model_type] | {k: v for k, v in content.items() if k in FIELDS}
     for name, value in fields.items():

@@ -243,6 +243,15 @@ def train(
         model.load_state_dict(best)
 
 
+def join_processes(device: str) -> None:
+    """This process of torchrun meets the others. The first one alone prints and writes."""
+    torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if RANK:
+        sys.stdout = open(os.devnull, "w")
+
+
 def add_up_gradients(model: KformerForMultipleChoice, loss: torch.Tensor) -> None:
     """The loss and all gradients become their sums over the processes of torchrun."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -341,11 +350,7 @@ def read_state(
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     if WORLD > 1:
-        torch.distributed.init_process_group("nccl" if args.device == "cuda" else "gloo")
-        if args.device == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        if RANK:  # the first one alone prints and writes
-            sys.stdout = open(os.devnull, "w")
+        join_processes(args.device)
     answerer, rates = open_model(args)
     questions = read_data(args)
     epoch = -(-len(questions["train"]) // args.batch_size)

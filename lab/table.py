@@ -38,7 +38,8 @@ def rows_of(args: argparse.Namespace) -> list[dict]:
 def run(row: dict, seed: int, folder: Path, others: list[str]) -> dict:
     """Makes one run, if it isn't finished yet. -> the last line of its log, {} if it failed"""
     values = row | {"seed": seed}
-    out = folder / "-".join(f"{name}-{value}" for name, value in values.items())
+    name = "-".join(f"{name}-{value}" for name, value in values.items())
+    out = folder / name.removeprefix("inject-")
     pairs = [word for name, value in values.items() for word in (f"--{name}", str(value))]
     print(f"\n{out}")
     try:
@@ -73,8 +74,9 @@ def main() -> None:
     add("--layers", nargs="+", default=[None], help="(default: as in train.py)")
     add("--facts", nargs="+", default=[None], help="(default: as in train.py)")
     add("--seed", nargs="+", type=int, default=[0], help="(default: 0)")
-    add("--out", type=Path, default=Path("runs"), help="folder for all runs (default: runs)")
+    add("--out", type=Path, help="folder for all runs (default: runs, or runs/wrong-facts)")
     args, others = parser.parse_known_args()
+    args.out = args.out or Path("runs", *["wrong-facts"] * ("--wrong-facts" in others))
     found = []
     for row in rows_of(args):
         results = [run(row, seed, args.out, others) for seed in args.seed]

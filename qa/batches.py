@@ -116,7 +116,7 @@ def collate(batch: list[Encoded], pad_id: int) -> dict[str, Tensor]:
 
 def default_dtype(hidden_size: int, device: str) -> str:
     """bfloat16 where products of matrices are most of the work, and the machine has instructions
-    for it; without them it's emulated, and many times as slow as float32.
+    for it. Without them it is emulated, and many times as slow.
     """
     if device == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)

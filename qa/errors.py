@@ -80,8 +80,8 @@ def read_json(path: Path, missing: dict | None = None) -> dict:
 
 
 def must_be(content: dict, **known: object) -> None:
-    """Raises ValueError for a setting that isn't built here. `known` are the values that are:
-    several in a tuple, None where it must be missing. It may be missing in any case.
+    """Raises ValueError for a setting that isn't built here. `known` are the values that are, or
+    None. Any may be missing.
     """
     for key, value in known.items():
         values = value if isinstance(value, tuple) else (value,)

@@ -36,8 +36,8 @@ def with_fact(q: Question, old: str, new: str) -> Question:
 
 
 def edited(q: Question) -> Question:
-    """The gold fact names another choice, and that one is now the right answer. Where each choice
-    has facts of its own, that choice gets the edited one too.
+    """The gold fact names another choice, and that one is now the right answer. Where choices have
+    facts of their own, that one gets the edited one too.
     """
     old, answer = gold(q), (q.answer + 1) % len(q.choices)
     new = naming(q.choices[q.answer]).sub(lambda _: q.choices[answer], old)
@@ -48,8 +48,8 @@ def edited(q: Question) -> Question:
 
 
 def edited_elsewhere(q: Question) -> Question | None:
-    """Another fact than the gold one, which names a wrong choice, names another wrong one: the
-    answer should stay. None if there is no such fact.
+    """A fact that names a wrong choice names another wrong one: the answer should stay. None if
+    there is no such fact.
     """
     wrong = [c for i, c in enumerate(q.choices) if i != q.answer and c.strip()]
     others = [fact for fact in of_choice(q.facts, q.answer) if fact != gold(q)]
@@ -62,8 +62,7 @@ def edited_elsewhere(q: Question) -> Question | None:
 
 def removed(q: Question) -> Question:
     """Without the gold fact."""
-    left_out = gold(q)
-    return with_facts(q, lambda facts: [fact for fact in facts if fact != left_out])
+    return with_facts(q, lambda facts: [fact for fact in facts if fact != gold(q)])
 
 
 def exchanged(questions: list[Question]) -> list[Question]:

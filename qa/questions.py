@@ -41,40 +41,38 @@ def of_choice(lists: list, choice: int) -> object:
 def split_paths(folder: Path) -> dict[str, Path]:
     """The files of "train", of "valid" and, last, of "test" if there is one."""
     names = {"train": ["train"], "valid": ["valid", "dev", "validation"], "test": ["test"]}
-    files = [(split, folder / f"{name}.jsonl") for split in names for name in names[split]]
-    paths = {split: path for split, path in reversed(files) if path.is_file()}
+    files = [(split, folder / f"{n}.jsonl") for split in names for n in reversed(names[split])]
+    paths = {split: path for split, path in files if path.is_file()}
     if not {"train", "valid"} <= paths.keys():
         raise FileNotFoundError(
             f"{folder}: needs train.jsonl and one of valid.jsonl, dev.jsonl and validation.jsonl, "
             "and may have test.jsonl"
         )
-    return {split: paths[split] for split in names if split in paths}
+    return paths
 
 
 def read_questions(path: Path, answers_needed: bool = True) -> list[Question]:
     """Raises FileNotFoundError, or ValueError with the number of the line that is wrong."""
-    rows = {n: read_row(path, n, line) for n, line in enumerate(read_lines(path), 1) if line}
+    rows, questions = {}, []
+    for number, line in enumerate(read_lines(path), 1):
+        if line:
+            with blaming(f"{path}, line {number}"):
+                rows[number] = json.loads(line)
+                if not isinstance(rows[number], dict):
+                    one = "must be a JSON object, one a line; jq -c '.[]' makes them of a list"
+                    raise ValueError(one)
     if not rows:
         raise ValueError(f"{path}: is empty")
     if not all(map(is_plain, rows.values())):
         from qa.formats import made_plain  # most files don't need it
 
         rows = made_plain(path, rows)
-    questions = []
     for number, row in rows.items():
         with blaming(f"{path}, line {number}"):
             questions.append(to_question(row))
             if answers_needed and questions[-1].answer is None:
                 raise ValueError("the answer is missing")
     return questions
-
-
-def read_row(path: Path, number: int, line: str) -> dict:
-    with blaming(f"{path}, line {number}"):
-        row = json.loads(line)
-        if not isinstance(row, dict):
-            raise ValueError("must be a JSON object, one a line; jq -c '.[]' makes them of a list")
-        return row
 
 
 def is_plain(row: dict) -> bool:
