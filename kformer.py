@@ -45,10 +45,7 @@ MODEL_TYPES = ("bert", "roberta")
 
 @dataclass
 class KformerConfig:
-    """Sizes and switches. Up to `pad_token_id` the names are those of a Hugging Face config.json.
-
-    Raises ValueError for values that don't fit together.
-    """
+    """Sizes and switches, checked. Up to `pad_token_id` the names are Hugging Face's."""
 
     vocab_size: int = 30522
     hidden_size: int = 768  # D
@@ -76,10 +73,7 @@ class KformerConfig:
             if getattr(self, name) not in known:
                 raise ValueError(f'{name} is "{getattr(self, name)}", must be {" or ".join(known)}')
         if not set(self.inject_layers) <= set(range(depth)):
-            raise ValueError(
-                f"inject_layers {self.inject_layers} must lie between 0 and {depth - 1}: "
-                f"num_hidden_layers is {depth}"
-            )
+            raise ValueError(f"inject_layers {self.inject_layers} must be from 0 to {depth - 1}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} can't be divided among "

@@ -48,8 +48,10 @@ def translate(name: str, table: dict[str, str]) -> str:
 
 
 def our_name(theirs: str) -> str:
-    """bert.encoder.layer.0.output.LayerNorm.gamma -> encoder.layer.0.ffn_norm.weight"""
-    name = re.sub(r"^(module\.)?(bert\.|roberta\.)?", "", theirs)  # "module." is of DataParallel
+    """bert.encoder.layer.0.output.LayerNorm.gamma -> encoder.layer.0.ffn_norm.weight, and the same
+    without "bert.", with "roberta.", and with DataParallel's "module." before either.
+    """
+    name = re.sub(r"^(module\.)?(bert\.|roberta\.)?", "", theirs)
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
     name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
     return translate(name, NAMES)
@@ -166,7 +168,8 @@ def load_weights(
     folder: Path, config: KformerConfig
 ) -> tuple[KformerForMultipleChoice, LoadReport]:
     """The model of `config` with the weights of a folder, in evaluation mode."""
-    model = KformerForMultipleChoice(config, from_scratch=False)
+    with blaming(folder / "config.json"):  # its sizes may be too much for the memory
+        model = KformerForMultipleChoice(config, from_scratch=False)
     wanted = model.state_dict()
     tensors, unused = read_tensors(folder, wanted, config)
     loaded = [name for name in wanted if name in tensors]
@@ -334,10 +337,13 @@ def save_whole(tensors: dict[str, Tensor], path: Path, **metadata: str) -> None:
     """A safetensors file, written beside and moved into place: the old one is there until then."""
     beside = path.with_name(f"{path.name}.new")
     try:
+        beside.touch()
+        mode = beside.stat().st_mode
         save_file(tensors, beside, metadata={"format": "pt"} | metadata)
-    except SafetensorError as error:
+        beside.chmod(mode)  # what is usual here; safetensors makes a private file
+        os.replace(beside, path)
+    except (OSError, SafetensorError) as error:
         raise OSError(f"{path}: can't be written ({error})") from None
-    os.replace(beside, path)
 
 
 # -------------------------------------------------------------------------------------- report

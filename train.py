@@ -31,6 +31,7 @@ from tqdm import tqdm
 from kformer import VARIANTS, KformerForMultipleChoice
 from load_weights import (
     added_parameters,
+    check_number,
     lines_of_model,
     lines_of_report,
     load_weights,
@@ -50,13 +51,6 @@ if "TORCHELASTIC_RUN_ID" in os.environ:
 # ----------------------------------------------------------------------------------- arguments
 
 
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
 def parse_arguments(argv: list[str] | None) -> Namespace:
     parser = argparse.ArgumentParser(
         description="Train a Kformer on multiple-choice questions and facts; by default, ffn on "
@@ -67,18 +61,18 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
         "attention's keys and values, into the FFN (default: as in the checkpoint, or ffn)")
     add("--layers", metavar="WHICH", help="bottom, middle or top (a third of the layers), all, or "
         "numbers from 0, such as 0-2 or 0,2 (default: as in the checkpoint, or the top three)")
-    add("--facts", type=positive, metavar="N",
+    add("--facts", type=int, metavar="N",
         help="facts kept for a question, those nearest to it (default: as in the checkpoint, or 5)")
     add("--data", type=Path, default=toy, metavar="FOLDER",
         help="train.jsonl, valid.jsonl or dev.jsonl, maybe test.jsonl (default: data/toy)")
     add("--checkpoint", type=Path, metavar="FOLDER",
         help="pretrained weights (default: random ones, of the size in config.json of the data)")
     add("--wrong-facts", action="store_true", help="give each question the facts of another")
-    add("--steps", type=positive, metavar="N",
+    add("--steps", type=int, metavar="N",
         help="batches to train on (default: 700, with a checkpoint four epochs)")
-    add("--batch-size", type=positive, default=32, help="questions in a batch (default: 32)")
+    add("--batch-size", type=int, default=32, help="questions in a batch (default: 32)")
     add("--lr", type=float, help="learning rate (default: 1e-3, with a checkpoint 5e-5)")
-    add("--warmup", type=positive, metavar="N", help="steps in which the rate rises, to fall in "
+    add("--warmup", type=int, metavar="N", help="steps in which the rate rises, to fall in "
         "all others (default: it rises in the first fifth and falls in the last)")
     add("--seed", type=int, default=0, help="of the weights and the order (default: 0)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"),
@@ -90,6 +84,9 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: no GPU is to be seen here, use --device cpu")
+    counts = {"facts", "steps", "batch_size", "warmup"}
+    if wrong := [n for n, v in vars(args).items() if n in counts and v is not None and v < 1]:
+        raise ValueError(f"--{wrong[0].replace('_', '-')}: must be 1 or more")
     if args.lr is not None and not 0 < args.lr < 1:
         raise ValueError(f"--lr {args.lr}: must be above 0 and below 1")
     if not 0 <= args.seed < 1_000_000:
@@ -125,13 +122,15 @@ def open_model(args: Namespace) -> tuple[Answerer, dict[str, float]]:
     if args.layers:
         layers = layer_numbers(args.layers, config.num_hidden_layers)
     facts = args.facts or config.num_facts
+    check_number("num_facts", facts)
     config = replace(config, inject=args.inject, inject_layers=layers, num_facts=facts)
     args.dtype = args.dtype or default_dtype(config.hidden_size, args.device)
     args.lr = args.lr or (5e-5 if args.checkpoint else 1e-3)
     torch.manual_seed(args.seed)
     if args.checkpoint:
         model, report = load_weights(folder, config)
-        print(*(f"weights   {line}" for line in lines_of_report(report)), sep="\n")
+        for line in lines_of_report(report):
+            print(f"weights   {line}")
         # Wk and the table start near what they are to be; Wv and the head don't, and learn faster.
         rates = {n: 10.0 for n in report.new if "Wk" not in n and "fact_embeddings" not in n}
     else:
@@ -150,7 +149,7 @@ def read_data(args: Namespace) -> dict[str, list[Question]]:
     choices = " or ".join(map(str, sorted({len(q.choices) for q in everything})))
     own = sum(any(q.facts) for q in everything)
     print(f"data      {os.path.relpath(args.data)}: {sizes} questions of {choices} choices")
-    print(f"facts     {own:,} questions bring theirs" + ", and get others'" * args.wrong_facts)
+    print(f"facts     {own:,} questions bring theirs" + ", and get others" * args.wrong_facts)
     if not own and args.inject != "none":
         raise ValueError(f"{args.data}: {NO_FACTS}; --inject none needs none")
     if args.wrong_facts:
@@ -196,10 +195,10 @@ def train(
     groups = parameter_groups(model, rates, args.lr)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
     best = {}  # the model's best state so far
+    row = {"step": 0, "questions": 0, "seconds": 0.0, "eval_seconds": 0.0}
     if len(log) > 1:  # it was stopped
-        best = read_state(args.out, model, optimizer)
+        best, row = read_state(args.out, model, optimizer), dict(log[-1])
         print(*map(row_of_report, log[1:]), sep="\n")
-    row = {"step": 0, "questions": 0, "seconds": 0.0, "eval_seconds": 0.0} | log[-1]
     batches = islice(shuffled(data["train"], args.batch_size, args.seed), row["step"], args.steps)
     bar = tqdm(batches, args.out.name, args.steps, initial=row["step"], unit="step", leave=False,
                disable=True if RANK else None)  # fmt: skip
@@ -277,9 +276,11 @@ def identity(args: Namespace) -> dict:
         paths += sorted((args.checkpoint or args.data).glob(f"*.{ending}"))
     digest = hashlib.sha256()
     for path in filter(Path.is_file, paths):
-        digest.update(path.read_bytes())
+        own = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{path.name} {own}\n".encode())
     said = {n: str(v.resolve()) if isinstance(v, Path) else v for n, v in vars(args).items()}
-    return {"arguments": said, "files": digest.hexdigest()}
+    del said["out"]
+    return {"arguments": said | {"processes": WORLD}, "files": digest.hexdigest()}
 
 
 def read_log(out: Path, run: dict) -> list[dict]:
@@ -287,14 +288,14 @@ def read_log(out: Path, run: dict) -> list[dict]:
 
     Raises ValueError where the folder has anything else.
     """
-    if all(path.suffix == ".new" for path in out.glob("*")):  # left by a kill
+    if out.is_dir() and all(path.suffix == ".new" for path in out.iterdir()):  # left by a kill
         return [run]
     try:
         log = [json.loads(line) for line in (out / LOG).read_text(encoding="utf-8").splitlines()]
         before, now = ({**r["arguments"], "files": r["files"]} for r in (log[0], run))
     except (OSError, ValueError, LookupError, TypeError):
         raise ValueError(f"--out {out}: has files that are no run; name a new folder") from None
-    moved = {"data", "checkpoint", "out"}  # where they lie doesn't matter, what is in them does
+    moved = {"data", "checkpoint"}  # where they lie doesn't matter, what is in them does
     if differ := [name for name in now if name not in moved and before.get(name) != now[name]]:
         raise ValueError(
             f"{out} has another run, of other {', '.join(differ)}: name a new folder with --out, "
@@ -358,7 +359,7 @@ def main(argv: list[str] | None = None) -> None:
     runs = Path("runs", "wrong-facts") if args.wrong_facts else Path("runs")
     args.out = args.out or runs / f"{args.inject}-seed-{args.seed}"
     log = [identity(args)]
-    if any(args.out.glob("*")):
+    if args.out.exists():
         log = read_log(args.out, log[0])
     data = {split: answerer.encode(questions[split]) for split in ("train", "valid")}
     # the last split whose answers are known is reported
@@ -373,6 +374,8 @@ def main(argv: list[str] | None = None) -> None:
     if "test_accuracy" in log[-1]:
         print(f"          {args.out} has this very run, finished: nothing is left to train")
     else:
+        if RANK == 0:
+            write_log(args.out, log)  # the folder is taken
         train(answerer, rates, data, args, log)
         if RANK:
             return

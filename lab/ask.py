@@ -12,11 +12,11 @@ from dataclasses import replace
 from itertools import chain
 
 from lab.saved import make_parser, open_saved
+from qa.batches import Answerer
 from qa.errors import command
 from qa.evaluation import with_fact, with_facts
 from qa.inside import facts_of, look_into, printable, screen
 from qa.questions import LETTERS, Question
-from qa.tokenizer import Tokenizer
 
 HOW = (
     "Type 2 TEXT to change fact 2, + TEXT to add a fact, - 2 to delete fact 2, B TEXT to change "
@@ -27,6 +27,8 @@ HOW = (
 def typed() -> Iterator[str]:
     """Lines up to "quit" or the end of input; with a prompt if it's a terminal."""
     print(HOW)
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")
     terminal = sys.stdin.isatty()
     if terminal:
         with suppress(ImportError):  # Windows has none, and needs none
@@ -51,7 +53,7 @@ def edit(q: Question, line: str) -> Question:
         choices = dict(zip(LETTERS, q.choices, strict=False)) | {sign: text}
         return replace(q, choices=[*choices.values()])
     number = text if sign == "-" else sign
-    if number != "+" and number not in facts:
+    if sign != "+" and number not in facts:
         raise ValueError(f"There is no {printable(number, 40)}. {HOW}")
     if sign == "-":
         return with_facts(q, lambda own: [fact for fact in own if fact != facts[number]])
@@ -62,10 +64,18 @@ def edit(q: Question, line: str) -> Question:
     return with_fact(q, facts[number], text)
 
 
-def unknown_words(q: Question, tokenizer: Tokenizer) -> list[str]:
-    """Those that the vocabulary lacks: all of them are the same [UNK] to the model."""
-    words, unk = " ".join([q.asked, *q.choices, *facts_of(q)]).split(), tokenizer.unk_token_id
-    return [word for word in dict.fromkeys(words) if unk in tokenizer.encode(word)]
+def notes(answerer: Answerer, q: Question) -> Iterator[str]:
+    """Lines: words that the vocabulary lacks, which are all the same [UNK] to the model; whether
+    something is too long to be read.
+    """
+    ids_of, unk = answerer.tokenizer.encode, answerer.tokenizer.unk_token_id
+    words, [data] = " ".join([q.asked, *q.choices, *facts_of(q)]).split(), answerer.encode([q])
+    if unknown := [word for word in dict.fromkeys(words) if unk in ids_of(word)]:
+        yield f"       not in its vocabulary: {printable(', '.join(unknown))}\n"
+    most, facts = answerer.model.config.max_tokens, [len(ids_of(fact)) for fact in facts_of(q)]
+    concat = answerer.model.config.inject == "concat" and len(data) + sum(facts) >= most
+    if data.shortened or concat or max(facts, default=0) > most:
+        yield f"       too long: {most} tokens are read of a question, a fact, in concat of both\n"
 
 
 def main() -> None:
@@ -88,11 +98,11 @@ def main() -> None:
             print(error)
             continue
         place, q = history[-1]
+        seen = look_into(answerer, q)
         print(f"\nQuestion {place + 1:,} of {len(questions):,}")
-        print(*screen(answerer, q, was.get(place)), sep="\n")
-        if unknown := unknown_words(q, answerer.tokenizer):
-            print(f"       not in its vocabulary: {printable(', '.join(unknown))}")
-        was = {place: [choice.probability for choice in look_into(answerer, q)]}
+        print(*screen(answerer.model.config.inject, q, seen, was.get(place)), sep="\n")
+        print(*notes(answerer, q), sep="", end="")
+        was = {place: [choice.probability for choice in seen]}
 
 
 if __name__ == "__main__":

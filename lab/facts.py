@@ -23,6 +23,7 @@ from lab.saved import open_saved, over_seeds, run_arguments
 from qa.batches import Answerer, by_length
 from qa.errors import command
 from qa.evaluation import chance, gold, with_facts
+from qa.inside import facts_of
 from qa.questions import Question, read_questions, split_paths
 
 # --------------------------------------------------------------------------------------- silence
@@ -87,13 +88,17 @@ def words(text: str) -> set[str]:
 
 def crowded(q: Question, facts: dict[str, set[str]], count: int, rng: random.Random) -> Question:
     """The question with unrelated facts among its own, `count` in all."""
-    own = words(" ".join(q.facts[0]))
+    own = words(" ".join(facts_of(q)))
     unrelated = [fact for fact, its_words in facts.items() if own.isdisjoint(its_words)]
-    missing = max(0, count - len(q.facts[0]))
-    if len(unrelated) < missing:
-        raise ValueError(f'"{q.question}": only {len(unrelated):,} facts are unrelated to it')
-    added = rng.sample(unrelated, missing)
-    return with_facts(q, lambda own: rng.sample(own + added, len(own) + len(added)))
+
+    def crowd(own: list[str]) -> list[str]:
+        missing = max(0, count - len(own))
+        if len(unrelated) < missing:
+            raise ValueError(f'"{q.question}": only {len(unrelated):,} facts are unrelated to it')
+        own = own + rng.sample(unrelated, missing)
+        return rng.sample(own, len(own))
+
+    return with_facts(q, crowd)
 
 
 def crowd(runs: list[Path]) -> None:
@@ -102,7 +107,7 @@ def crowd(runs: list[Path]) -> None:
     for run in runs:
         answerer, questions = open_saved(run, answers_needed=True)
         train = read_questions(split_paths(Path(run_arguments(run)["data"]))["train"])
-        facts = {fact: words(fact) for fact in sorted({f for q in train for f in q.facts[0]})}
+        facts = {fact: words(fact) for fact in sorted({f for q in train for f in facts_of(q)})}
         for count in COUNTS:
             answerer.model.config.num_facts, rng = count, random.Random(count)
             data = answerer.encode([crowded(q, facts, count, rng) for q in questions[:300]])

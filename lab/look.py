@@ -7,14 +7,14 @@
 from pathlib import Path
 
 from lab.page import page
-from lab.saved import check_new, make_parser, open_saved
+from lab.saved import check_new, make_parser, open_saved, positive
 from qa.errors import command
-from qa.inside import screen
+from qa.inside import look_into, screen
 
 
 def main() -> None:
     parser = make_parser("Show questions, answers, and how strongly each fact fired.")
-    parser.add_argument("--show", type=int, metavar="N",
+    parser.add_argument("--show", type=positive, metavar="N",
                         help="the first N questions (default: 3, with --html 20)")  # fmt: skip
     parser.add_argument("--html", type=Path, metavar="FILE",
                         help="a new file for a page, which shows each token, too")  # fmt: skip
@@ -29,7 +29,8 @@ def main() -> None:
         print(f"{args.html}: {len(some)} questions, for a browser")
         return
     for number, q in enumerate(some, 1):
-        print(f"\nQuestion {number}:", *screen(answerer, q), sep="\n")
+        lines = screen(answerer.model.config.inject, q, look_into(answerer, q))
+        print(f"\nQuestion {number}:", *lines, sep="\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from qa.evaluation import lines_of_result, measure
 def main() -> None:
     args = make_parser("Measure a saved run on questions whose answers are known.").parse_args()
     answerer, questions = open_saved(args.run, args.questions, answers_needed=True)
-    print(*lines_of_result("test", len(questions), measure(answerer, questions)), sep="\n")
+    print(*lines_of_result("accuracy", len(questions), measure(answerer, questions)), sep="\n")
 
 
 if __name__ == "__main__":

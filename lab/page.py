@@ -10,8 +10,8 @@ from itertools import chain
 
 from qa.batches import Answerer
 from qa.evaluation import edited, gold, removed
-from qa.inside import HEADS, Seen, facts_of, look_into, printable
-from qa.questions import Question
+from qa.inside import Seen, facts_of, look_into, printable, two_digits
+from qa.questions import Question, of_choice
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --ink: #111; --dim: #555; --line: #ccc;
@@ -52,11 +52,13 @@ def page(answerer: Answerer, questions: list[Question], title: str) -> Iterator[
     most = max(len(questions), *(len(q.choices) for q in questions))
     shown = ", ".join(f"input:nth-of-type({i}):checked ~ :is(section, figure):nth-of-type({i})"
                       for i in range(1, most + 1))  # fmt: skip
-    meaning = HEADS[answerer.model.config.inject].format("that was clicked")
     yield f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{safe(title)}</title>'
     yield '<meta name="viewport" content="width=device-width">'
     yield f"<style>{STYLE}{shown} {{ display: block }}</style></head><body><h1>{safe(title)}</h1>"
-    yield f"<p>A number, and the colour of the cells beside it: {meaning}; blue is below 0</p>"
+    if answerer.model.config.inject in ("attention", "ffn"):
+        yield "<p>The stronger a cell's colour, the more strongly the fact fired at that token or,"
+        yield "with attention, the more of it it got; blue is below 0. The number: its row's most."
+        yield "A click on a choice shows its cells.</p>"
     yield "<main>"
     for n, q in enumerate(questions, 1):
         yield button("q", n, n == 1, f'title="{safe(q.question)}"', str(n))
@@ -84,8 +86,8 @@ def versions(answerer: Answerer, q: Question, id: str) -> Iterator[str]:
             share, right = f"{choice.probability:.1%}", " ✓" * (i == version.answer)
             text = f"<span>{safe(choice.text)}{right}</span><span>{share}</span>"
             yield button(f"{id}{n}", i, choice is likeliest, f'style="--share:{share}"', text)
-        for choice in seen:
-            facts = [] if choice.fired else choice.facts or facts_of(version)[:10]
+        for i, choice in enumerate(seen):
+            facts = [] if choice.fired else choice.facts or of_choice(version.facts, i)[:10]
             yield "<figure>" + "".join(f"<p>{safe(text)}</p>" for text in facts)
             for layer in choice.fired:
                 yield from table(choice, layer, most[layer], fact)
@@ -100,14 +102,14 @@ def table(choice: Seen, layer: int, most: float, marked: str) -> Iterator[str]:
     for fact, row in zip(choice.facts, choice.fired[layer].T.tolist(), strict=True):
         name = f"<b>{safe(fact)}</b>" if fact == marked else safe(fact)
         cells = "".join(cell(score, most) for score in row)
-        yield f"<tr><th>{name}</th><td>{max(row) + 0.0:.2f}</td>{cells}</tr>"
+        yield f"<tr><th>{name}</th><td>{two_digits(max(row))}</td>{cells}</tr>"
     yield "</tbody></table>"
 
 
 def cell(score: float, most: float) -> str:
     share = f"{abs(score) / most:.2f}"
     shade = f' style="--share:{share}"' + ' class="below"' * (score < 0)
-    return f'<td title="{score:.2f}"{shade * (share != "0.00")}></td>'
+    return f'<td title="{two_digits(score)}"{shade * (share != "0.00")}></td>'
 
 
 def button(group: str, n: int, checked: bool, attribute: str, content: str) -> str:

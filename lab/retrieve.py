@@ -4,7 +4,8 @@
     python -m lab.retrieve data/mine --encoder MINILM --out data/mine-facts  by meaning
 
 Reads a folder, or one file, of questions, and facts.txt beside them; writes the same questions in
-the format of the Kformer release, with "knowledge" for each choice. Then: train.py --data OUT.
+the format of the Kformer release, with "knowledge" for each choice. Questions that bring facts keep
+them. Then: train.py --checkpoint FOLDER --data OUT.
 """
 
 import argparse
@@ -15,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from lab.saved import check_new
+from lab.saved import check_new, positive
 from qa.errors import command
-from qa.questions import LETTERS, Question, read_facts, read_questions
+from qa.questions import LETTERS, Question, read_facts, read_questions, split_paths
 from qa.retrieval import BM25, best, words
 from qa.sentences import SentenceEncoder
 
@@ -61,16 +62,19 @@ def retrieve(questions: list[Question], facts: list[str], n: int, found: Found) 
     bar = tqdm(questions, "retrieving", unit="question", leave=False, disable=None)
     for q, (places, scores) in zip(bar, found, strict=True):
         q.facts = [[] for _ in q.choices]
-        for i in best(scores.max(0), n) if places else []:
+        for i in best(scores.max(0), n):
             q.facts[scores[:, i].argmax()].append(facts[places[i]])
 
 
 def row_of(q: Question) -> dict:
     """A line in the format of the release."""
-    answer = {} if q.answer is None else {"AnswerKey": LETTERS[q.answer]}
-    pairs = zip(q.choices, q.facts, strict=True)
-    choices = [{"text": text, "knowledge": facts} for text, facts in pairs]
-    return {"context": q.context, "question": q.question, "choices": choices} | answer
+    row = {"context": q.context, "question": q.question}
+    if len(q.facts) == 1:
+        row |= {"choices": [{"text": text} for text in q.choices], "knowledges": q.facts[0]}
+    else:
+        pairs = zip(q.choices, q.facts, strict=True)
+        row["choices"] = [{"text": text, "knowledge": facts} for text, facts in pairs]
+    return row if q.answer is None else row | {"AnswerKey": LETTERS[q.answer]}
 
 
 def main() -> None:
@@ -78,29 +82,32 @@ def main() -> None:
     add = parser.add_argument
     add("data", type=Path, help="folder of questions, or one file, with facts.txt beside it")
     add("--out", type=Path, required=True, help="a new folder, or file, for questions with facts")
-    add("--retrieve", type=int, default=5, metavar="N", help="facts a question (default: 5)")
+    add("--retrieve", type=positive, default=5, metavar="N", help="facts a question (default: 5)")
     add("--encoder", type=Path, metavar="FOLDER", help="sentence encoder that ranks what words "
         "have found by its meaning (default: words in common count)")  # fmt: skip
     args = parser.parse_args()
     check_new(args.out)
-    folder = args.data if args.data.is_dir() else args.data.parent
-    paths = sorted(folder.glob("*.jsonl")) if args.data.is_dir() else [args.data]
-    facts = list(dict.fromkeys(read_facts(folder / "facts.txt")))  # equal ones take one place
-    splits = {path: read_questions(path, answers_needed=False) for path in paths}
+    outs = {args.data: args.out}
+    if args.data.is_dir():
+        outs = {path: args.out / path.name for path in split_paths(args.data).values()}
+    splits = {path: read_questions(path, answers_needed=False) for path in outs}
+    # equal facts take one place
+    facts = list(dict.fromkeys(read_facts(next(iter(outs)).with_name("facts.txt"))))
     encoder, bm25 = args.encoder and SentenceEncoder(args.encoder), BM25(facts)
     print(f"facts     {len(facts):,}, ranked by {'meaning' if encoder else 'words in common'}")
     if args.data.is_dir():
-        args.out.mkdir(parents=True)
+        args.out.mkdir()
     for path, questions in splits.items():
-        found = by_words(questions, bm25)
-        if encoder:
-            found = by_meaning(questions, bm25, facts, encoder)
-        retrieve(questions, facts, args.retrieve, found)
+        bare = [q for q in questions if not any(q.facts)]  # the others keep their own facts
+        found = by_words(bare, bm25)
+        if encoder and bare:
+            found = by_meaning(bare, bm25, facts, encoder)
+        retrieve(bare, facts, args.retrieve, found)
         lines = "".join(json.dumps(row_of(q)) + "\n" for q in questions)
-        out = args.out / path.name if args.data.is_dir() else args.out
-        out.write_text(lines, encoding="utf-8")
-        missed = sum(not any(q.facts) for q in questions)
-        print(f"{out}: {len(questions):,} questions; nothing was found for {missed:,}")
+        outs[path].write_text(lines, encoding="utf-8")
+        missed = sum(not any(q.facts) for q in bare)
+        print(f"{outs[path]}: facts for {len(bare):,} of {len(questions):,} questions; nothing was "
+              f"found for {missed:,}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -15,6 +15,14 @@ from qa.evaluation import exchanged
 from qa.questions import NO_FACTS, Question, read_questions, split_paths
 
 
+def positive(text: str) -> int:
+    """The type of an argument: a whole number from 1."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
 def make_parser(description: str) -> argparse.ArgumentParser:
     """The arguments that asking, looking, measuring and predicting have in common."""
     parser = argparse.ArgumentParser(description=description)
@@ -36,12 +44,14 @@ def open_saved(
     dtype = past.get("dtype") or default_dtype(model.config.hidden_size, device)
     if path is None and not past:
         raise ValueError(f"{run} is no run of train.py: name a file of questions")
-    *_, held_out = [path] if path else split_paths(Path(past["data"])).values()
-    questions = read_questions(held_out, answers_needed)
-    if path is None and past["wrong_facts"]:
+    for file in [path] if path else reversed(split_paths(Path(past["data"])).values()):
+        questions = read_questions(file, answers_needed and file == path)
+        if not answers_needed or all(q.answer is not None for q in questions):
+            break  # else the test questions have no answers
+    if path is None and past.get("wrong_facts"):
         questions = exchanged(questions)
     if model.config.inject != "none" and not any(any(q.facts) for q in questions):
-        print(f"facts     {held_out}: {NO_FACTS}")
+        print(f"facts     {file}: {NO_FACTS}")
     return Answerer(model.to(device), tokenizer, dtype), questions
 
 
@@ -54,13 +64,12 @@ def run_arguments(folder: Path) -> dict:
         return json.loads(read_text(path).splitlines()[0])["arguments"]
 
 
-def check_new(path: Path) -> Path:
-    """Raises ValueError for a file that is there already, or that can't be written."""
+def check_new(path: Path) -> None:
+    """Raises ValueError for a file or folder that is there already, or that can't be written."""
     if os.path.lexists(path):
-        raise ValueError(f"{path} is there already; name a new file")
+        raise ValueError(f"{path} is there already; choose a new name")
     if not os.access(path.parent, os.W_OK):
         raise ValueError(f"{path.parent}: no folder that can be written into")
-    return path
 
 
 def over_seeds(values: list[float]) -> str:

@@ -90,6 +90,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="medians of so many (default: 5)")
     args = parser.parse_args()
     questions = read_questions(args.data / "train.jsonl")[: HELD_OUT + 2000]
+    if len(questions) < HELD_OUT + BATCH:
+        raise ValueError(f"{args.data}: needs {HELD_OUT + BATCH} training questions or more")
     sides = [(side, dtype) for dtype in ("float32", "bfloat16") for side in (theirs, ours)]
     works = [work for side, dtype in sides for work in side(args.checkpoint, questions, dtype)]
     taken = [[] for _ in works]

@@ -54,7 +54,8 @@ def cells(row: dict, results: list[dict]) -> list[str]:
     """What stands in a row of the table: means over the seeds."""
 
     def share(key: str) -> str:
-        return over_seeds([r[key] for r in results if key in r] or [0.0])
+        values = [r[key] for r in results if key in r]
+        return over_seeds(values) if values else ""
 
     rate = mean(r["train_questions_per_second"] for r in results)
     added = results[0]["parameters_added"]
@@ -76,6 +77,8 @@ def main() -> None:
     add("--seed", nargs="+", type=int, default=[0], help="(default: 0)")
     add("--out", type=Path, help="folder for all runs (default: runs, or runs/wrong-facts)")
     args, others = parser.parse_known_args()
+    if train.WORLD > 1:
+        raise ValueError("lab.table makes its runs in one process, without torchrun")
     args.out = args.out or Path("runs", *["wrong-facts"] * ("--wrong-facts" in others))
     found = []
     for row in rows_of(args):

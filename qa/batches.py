@@ -115,15 +115,16 @@ def collate(batch: list[Encoded], pad_id: int) -> dict[str, Tensor]:
 
 
 def default_dtype(hidden_size: int, device: str) -> str:
-    """bfloat16 where products of matrices are most of the work, and the machine has instructions
-    for it. Without them it is emulated, and many times as slow.
-    """
+    """bfloat16 where products of matrices are most of the work, and the machine is made for it."""
+    return "bfloat16" if hidden_size >= 256 and multiplies_bfloat16(device) else "float32"
+
+
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether there are instructions for it. Else it is emulated, and many times as slow."""
     if device == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        known = getattr(torch.cpu, "get_capabilities", dict)()  # older versions don't say it
-        native = known.get("avx512_bf16") or known.get("amx_bf16")
-    return "bfloat16" if native and hidden_size >= 256 else "float32"
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    known = getattr(torch.cpu, "get_capabilities", dict)()  # older versions don't say it
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
 @dataclass
@@ -160,8 +161,7 @@ class Answerer:
         self, data: list[Encoded], look: bool = False
     ) -> Iterator[tuple[list[int], Tensor]]:
         """Batch by batch, without dropout: the places of its questions in `data`, their scores."""
-        self.model.eval()
-        # on a CPU, what a layer works on should fit into its cache
+        self.model.eval()  # on a CPU, what a layer works on should fit into its cache
         batches = [*by_length(data, 64_000 if self.device.type == "cuda" else 2_000)]
         for places in tqdm(batches, "evaluating", unit="batch", leave=False, disable=None, delay=2):
             yield places, self.scores([data[i] for i in places], look)

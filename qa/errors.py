@@ -14,9 +14,10 @@ from safetensors import SafetensorError
 @contextmanager
 def command() -> Iterator[None]:
     """Within, an error ends the program with status 2, Ctrl-C with 130."""
-    if hasattr(sys.stdout, "reconfigure"):  # a notebook's has none
-        # Lines come as they are made; a character that the encoding lacks is written as \\u591c.
-        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not in a notebook, nor where it is closed
+            # Lines come as they are made; what the encoding lacks is written as \\u591c.
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         yield
     except BrokenPipeError:  # nobody reads any more, as in "| head"
@@ -42,7 +43,7 @@ def blaming(path: Path | str) -> Iterator[None]:
         raise ValueError(f"{path}: not JSON ({error.msg} at {where!r})") from None
     except SafetensorError as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{path}: unreadable ({error!r})") from None
     except ValueError as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None

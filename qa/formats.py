@@ -32,12 +32,11 @@ CONTEXT = ["context", "article"]
 FACTS = ["knowledges", "fact1", "fact2", "support", "exp", "explanation"]
 
 
-def made_plain(path: Path, rows: dict[int, dict]) -> dict[int, dict]:
+def made_plain(path: Path, rows: dict[int, dict], labels_path: Path) -> dict[int, dict]:
     """The rows of a file, by the numbers of their lines. All must be in one format, and their
     answers are read in the one way that fits all of them. Raises ValueError.
     """
-    labels_path = path.with_name(f"{path.stem}-labels.lst")
-    if labels_path.is_file():  # Social IQA
+    if labels_path.is_file():
         labels = [label for label in read_lines(labels_path) if label]
         if len(labels) != len(rows):
             raise ValueError(f"{labels_path}: {len(labels)} labels for {len(rows)} questions")
@@ -46,8 +45,8 @@ def made_plain(path: Path, rows: dict[int, dict]) -> dict[int, dict]:
     plain, formats, ways, places_in = {}, set(), set(WAYS), {}
     for number, row in rows.items():
         with blaming(f"{path}, line {number}"):
-            plain[number], places_in[number] = to_plain(row)
-            formats.add(format_of(row))
+            plain[number], places_in[number], keys = to_plain(row)
+            formats.add(keys)
             if len(formats) > 1:
                 raise ValueError("in another format than the lines before")
             ways &= places_in[number].keys() or ways
@@ -61,10 +60,12 @@ def made_plain(path: Path, rows: dict[int, dict]) -> dict[int, dict]:
     return plain
 
 
-def to_plain(row: dict) -> tuple[dict, dict[str, int]]:
-    """A line without its answer, and the answer's place by each way that it may be meant."""
+def to_plain(row: dict) -> tuple[dict, dict[str, int], str]:
+    """A line without its answer, the answer's place by each way that it may be meant, and the keys
+    of its choices.
+    """
     if isinstance(row.get("question"), dict):  # CommonsenseQA has the choices in it
-        row |= row["question"] | {"question": row["question"].get("stem")}
+        row = row | row["question"] | {"question": row["question"].get("stem")}
     keys = format_of(row)
     pairs = choices_of(row, keys)
     choices = [text(pair, "text") for pair in pairs]
@@ -73,7 +74,8 @@ def to_plain(row: dict) -> tuple[dict, dict[str, int]]:
         "choices": [{k: pair[k] for k in ("text", "knowledge") if k in pair} for pair in pairs],
         "knowledges": [fact for key in FACTS for fact in texts(row, key)],
     }  # fmt: skip
-    return plain, places_of(row, FORMATS[keys], [text(p, "label") for p in pairs], choices)
+    labels = [text(pair, "label") for pair in pairs]
+    return plain, places_of(row, FORMATS[keys], labels, choices), keys
 
 
 def format_of(row: dict) -> str:
@@ -90,15 +92,18 @@ def choices_of(row: dict, keys: str) -> list[dict]:
     if keys.startswith("correct_answer"):  # its place must not be learned
         random.Random(str(row.get("question"))).shuffle(value)
     if isinstance(value, dict) and "text" in value:  # {"text": ["mice", ...], "label": ["A", ...]}
-        if len({len(column) for column in value.values()}) > 1:
-            raise ValueError(f'"{keys}" has lists of different lengths')
-        value = [dict(zip(value, pair, strict=True)) for pair in zip(*value.values(), strict=True)]
+        columns = [*value.values()]
+        if not all(isinstance(c, list) for c in columns) or len({*map(len, columns)}) > 1:
+            raise ValueError(f'"{keys}" must have lists of the same length')
+        value = [dict(zip(value, pair, strict=True)) for pair in zip(*columns, strict=True)]
     elif isinstance(value, dict):  # {"A": "mice", ...}
         value = [{"label": key, "text": text} for key, text in value.items() if text is not None]
     elif not isinstance(value, list):
         raise ValueError(f'"{keys}" is missing or not a list')
     pairs = [pair if isinstance(pair, dict) else {"text": pair} for pair in value]
     pairs = [{"label": p["key"], "text": p.get("value")} if "key" in p else p for p in pairs]
+    if len(pairs) < 2:
+        raise ValueError(f"needs at least two choices, has {len(pairs)}")
     return [{"label": LETTERS[i]} | pair for i, pair in enumerate(pairs)]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kformer import KformerForMultipleChoice
 from qa.batches import Answerer, Encoded
-from qa.questions import Question, of_choice
+from qa.questions import LETTERS, Question, of_choice
 from qa.tokenizer import Tokenizer
 
 
@@ -105,30 +105,34 @@ def facts_of(q: Question) -> list[str]:
     return list(dict.fromkeys(fact for own in q.facts for fact in own))
 
 
-def screen(answerer: Answerer, q: Question, was: list[float] | None = None) -> Iterator[str]:
+def screen(
+    inject: str, q: Question, seen: list[Seen], was: list[float] | None = None
+) -> Iterator[str]:
     """Lines: the question, its choices with what their probabilities were and are, its facts with
     the largest of the scores in each injected layer, for the choice that was taken.
     """
-    seen, config = look_into(answerer, q), answerer.model.config
     taken = max(seen, key=lambda choice: choice.probability)
-    names = [chr(ord("A") + i) for i in range(len(seen))]
+    letter, own = LETTERS[seen.index(taken)], of_choice(q.facts, seen.index(taken))
     texts = [printable(choice.text) for choice in seen]
     width = min(40, max(map(len, texts)))
     yield f"    ?  {printable(q.asked)}"
     for i, choice in enumerate(seen):
         before, right = f"{was[i]:9.1%} ->" if was else "", "  <- right" if i == q.answer else ""
         bar = "#" * round(20 * choice.probability)
-        line = f"{names[i]}  {texts[i]:<{width}}{before}{choice.probability:8.1%}  {bar}".rstrip()
+        line = f"{LETTERS[i]}  {texts[i]:<{width}}{before}{choice.probability:8.1%}  {bar}".rstrip()
         yield f"  {'>' if choice is taken else ' '} {line}{right}"
     layers = {i: fired.amax(0).tolist() for i, fired in taken.fired.items()}
-    head = HEADS[config.inject].format(names[seen.index(taken)]) if facts_of(q) else "no facts"
+    head = HEADS[inject].format(letter) if facts_of(q) else "no facts"
     yield " " * 7 + "".join(f"{f'layer {i}':>8} " for i in layers) + f"  {head}"
     for number, fact in enumerate(facts_of(q), 1):
         scores, note = 9 * " " * len(layers), ""
         if fact in taken.facts:
             n = taken.facts.index(fact)
-            pairs = ((round(f[n], 2) + 0.0, " *"[f[n] == max(f)]) for f in layers.values())
-            scores = "".join(f"{score:8.2f}{star}" for score, star in pairs)
-        elif taken.facts:
-            note = f"  (not kept for {names[seen.index(taken)]})"
+            scores = "".join(f"{two_digits(f[n])}{' *'[f[n] == max(f)]}" for f in layers.values())
+        elif inject != "none":
+            note = f"  (not {'kept for' if fact in own else 'a fact of'} {letter})"
         yield f"  {number:>3}  {scores}  {printable(fact)}{note}"
+
+
+def two_digits(score: float) -> str:
+    return f"{round(score, 2) + 0.0:8.2f}"  # 0.00, never -0.00

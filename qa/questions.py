@@ -16,7 +16,7 @@ from pathlib import Path
 from qa.errors import blaming
 
 NO_FACTS = "no question brings facts; python -m lab.retrieve looks them up in a facts.txt"
-LETTERS = [chr(ord("A") + i) for i in range(100)]
+LETTERS = [chr(ord("A") + i) for i in range(1000)]
 
 
 @dataclass
@@ -41,8 +41,11 @@ def of_choice(lists: list, choice: int) -> object:
 def split_paths(folder: Path) -> dict[str, Path]:
     """The files of "train", of "valid" and, last, of "test" if there is one."""
     names = {"train": ["train"], "valid": ["valid", "dev", "validation"], "test": ["test"]}
-    files = [(split, folder / f"{n}.jsonl") for split in names for n in reversed(names[split])]
-    paths = {split: path for split, path in files if path.is_file()}
+    files = [(split, folder / f"{name}.jsonl") for split in names for name in names[split]]
+    found = [(split, path) for split, path in files if path.is_file()]
+    paths = dict(found)
+    if len(paths) < len(found):
+        raise ValueError(f"{folder}: several files of validation questions; keep one of them")
     if not {"train", "valid"} <= paths.keys():
         raise FileNotFoundError(
             f"{folder}: needs train.jsonl and one of valid.jsonl, dev.jsonl and validation.jsonl, "
@@ -57,16 +60,16 @@ def read_questions(path: Path, answers_needed: bool = True) -> list[Question]:
     for number, line in enumerate(read_lines(path), 1):
         if line:
             with blaming(f"{path}, line {number}"):
-                rows[number] = json.loads(line)
+                rows[number] = None if line.startswith("[") else json.loads(line)
                 if not isinstance(rows[number], dict):
-                    one = "must be a JSON object, one a line; jq -c '.[]' makes them of a list"
-                    raise ValueError(one)
+                    raise ValueError("must be a JSON object; jq -c '.[]' makes lines of a list")
     if not rows:
         raise ValueError(f"{path}: is empty")
-    if not all(map(is_plain, rows.values())):
+    labels = path.with_name(f"{path.stem}-labels.lst")  # as Social IQA has them
+    if labels.is_file() or not all(map(is_plain, rows.values())):
         from qa.formats import made_plain  # most files don't need it
 
-        rows = made_plain(path, rows)
+        rows = made_plain(path, rows, labels)
     for number, row in rows.items():
         with blaming(f"{path}, line {number}"):
             questions.append(to_question(row))
@@ -80,6 +83,7 @@ def is_plain(row: dict) -> bool:
     choices = row.get("choices")
     return (
         row.keys() <= {"context", "question", "choices", "AnswerKey", "knowledges", "id"}
+        and isinstance(row.get("question"), str)
         and isinstance(choices, list)
         and all(isinstance(c, dict) and c.keys() <= {"text", "knowledge"} for c in choices)
         and row.get("AnswerKey") in (None, *LETTERS[: len(choices)])
@@ -94,7 +98,8 @@ def to_question(row: dict) -> Question:
     if any("knowledge" in choice for choice in choices):
         facts = [facts[0] + texts(choice, "knowledge") for choice in choices]
     return Question(
-        text(row, "context").strip() if row.get("context") else "", text(row, "question").strip(),
+        "" if row.get("context") is None else text(row, "context").strip(),
+        text(row, "question").strip(),
         [text(choice, "text") for choice in choices],
         None if answer is None else LETTERS.index(answer), facts,
     )  # fmt: skip
@@ -112,9 +117,9 @@ def texts(row: dict, key: str) -> list[str]:
     """Under the key is a text, a list of texts, or nothing."""
     value = row.get(key) or []
     value = [value] if isinstance(value, str) else value
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
         raise ValueError(f'"{key}" must be a list of texts')
-    return [text for text in value if text.strip()]
+    return [one for one in value if one.strip()]
 
 
 def read_facts(path: Path) -> list[str]:

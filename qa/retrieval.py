@@ -87,7 +87,7 @@ class BM25:
 
 
 def best(scores: np.ndarray, n: int) -> list[int]:
-    """Places of the n largest scores above 0, largest first; of equals the first one."""
+    """Places of the n largest scores that aren't 0, largest first; of equals the first one."""
     places = np.flatnonzero(scores)
     if len(places) > n:
         least = np.partition(scores[places], -n)[-n]

@@ -1,7 +1,6 @@
 """Texts as vectors, by a sentence encoder: facts are looked up by what they mean."""
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ def check_pooling(folder: Path) -> None:
     if not path.is_file():
         raise ValueError(no)
     with blaming(path):
-        modules = {m["type"].split(".")[-1]: m["path"] for m in json.loads(read_text(path))}
+        modules = {m["type"].split(".")[-1]: Path(m["path"]) for m in json.loads(read_text(path))}
     if modules.keys() - {"Normalize"} != {"Transformer", "Pooling"}:
         raise ValueError(no)
     pooling = read_json(folder / modules["Pooling"] / "config.json")
@@ -46,9 +45,11 @@ class SentenceEncoder:
             "tokenizer_config.json": "model_max_length",  # where 6.2 writes it
         }
         found = [read_json(folder / f).get(k) for f, k in lengths.items() if (folder / f).is_file()]
-        with blaming(folder):
-            first = next(filter(None, found), math.inf)
-            self.most = min(self.model.config.max_tokens, first)
+        most = self.model.config.max_tokens
+        first = next(filter(None, found), most)
+        if not isinstance(first, int):
+            raise ValueError(f"{folder}: its length is {first!r}, must be a whole number")
+        self.most = min(most, first)
 
     @torch.inference_mode()
     def embed(self, texts: list[str]) -> np.ndarray:

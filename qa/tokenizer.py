@@ -155,8 +155,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         from qa.vocabulary import open_vocabulary
 
         return open_vocabulary(folder)
+    ids = read_vocab_txt(path)
     with blaming(path):
-        return WordPiece(in_order(read_vocab_txt(path)))
+        return WordPiece(in_order(ids))
 
 
 def read_vocab_txt(path: Path) -> dict[str, int]:

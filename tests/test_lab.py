@@ -1,25 +1,38 @@
-"""Commands for a saved run."""
+"""The commands for a saved run, and what they show of it."""
 
+import io
 import json
-import os
 import random
+import re
 import shutil
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-import torch
 
-from lab import ask, crowd, look, measure, predict, silence
-from lab.saved import write_new
-from load_weights import load_pretrained, load_tokenizer, save_pretrained
-from qa.batches import accuracy, encode, predictions
-from qa.effects import gold, removed
-from qa.inside import answers
-from qa.questions import read_questions
-from qa.retrieval import words
-from test_kformer import HERE, tiny
-from tests.common import log_of, run_command, run_train, write_lines
+from kformer import mean_embedding
+from lab import ask, facts, look, measure, page, predict
+from lab.saved import open_saved
+from load_weights import load_pretrained
+from qa.batches import Answerer, collate
+from qa.evaluation import edited, exchanged, removed
+from qa.inside import answers, fact_scores, look_into, screen
+from qa.questions import NO_FACTS, Question, read_questions
+from tests.common import REFERENCE, change_json, log_of, run_command, run_train, tiny_answerer
+
+WORLD = Question("w5", "w6", ["w7", "w8", "w9"], 1, [["w5 w7", "w6 w8", "w10"]])
+OWN = replace(WORLD, facts=[["w5 w7", "w6"], ["w6", "w8"], ["w9 w9"]])
+WILD = "\x1b[2J\u202e\u200f\0 <script>alert('\"&')</script> http://example.org\n"
+CHANGES = {  # what is typed, one after the other -> what the question is then
+    "2 w6 w9": (first := replace(WORLD, facts=[["w5 w7", "w6 w9", "w10"]])),
+    "+ w11": (second := replace(first, facts=[["w5 w7", "w6 w9", "w10", "w11"]])),
+    "-1": (third := replace(second, facts=[["w6 w9", "w10", "w11"]])),
+    "?w12 ?": (fourth := replace(third, question="w12 ?")),
+    "C: w14": replace(fourth, choices=["w7", "w8", "w14"]),
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,168 +43,293 @@ def saved(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_saved_run_is_looked_into(
-    saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    run_command(monkeypatch, look, saved, "--show", 2)
-    said = capsys.readouterr().out
-    assert "Question 2:" in said
-    assert "Question 3:" not in said
-    assert said.count("  layer 1 of 0 to 2") == said.count("  layer 2 of 0 to 2") == 2
+def changed(run: Path, tmp_path: Path, **arguments: object) -> Path:
+    """A copy of the run, whose log says that it had other arguments."""
+    copy, first = Path(shutil.copytree(run, tmp_path / "changed")), log_of(run)[0]
+    (copy / "log.jsonl").write_text(json.dumps({"arguments": first["arguments"] | arguments}))
+    return copy
 
 
-def test_a_saved_run_is_looked_into_with_a_browser(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    path = tmp_path / "look.html"
-    run_command(monkeypatch, look, saved, "--html", path)
-    assert "20 questions" in capsys.readouterr().out
-    text = path.read_text(encoding="utf-8")
-    assert text.count("<section>") == 20
-    assert text.count("</html>") == 1
-    assert list(tmp_path.iterdir()) == [path]
-    for wrong in (path, tmp_path / "no" / "folder.html"):
-        with pytest.raises(SystemExit):
-            run_command(monkeypatch, look, "not/opened", "--html", wrong)
-        assert f"--html {wrong}: " in capsys.readouterr().err
-        with pytest.raises(ValueError, match="--html"):
-            write_new(wrong, "", "--html")
-    assert path.read_text(encoding="utf-8") == text
+def said(module: object, *arguments: object, typed: str = "") -> str:
+    """What a command says; where it fails, its one line."""
+    out, error = io.StringIO(), io.StringIO()
+    with suppress(SystemExit), redirect_stdout(out), redirect_stderr(error):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.stdin", io.StringIO(typed))
+            run_command(patch, module, *arguments)
+    failed = error.getvalue().startswith("error: ")
+    assert not failed or error.getvalue().count("\n") == 1
+    return error.getvalue() if failed else out.getvalue()
 
 
-def test_a_saved_run_is_measured_as_it_was_after_training(
-    saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    run_command(monkeypatch, measure, saved)
-    said, last = capsys.readouterr().out, log_of(saved)[-1]
-    assert f"test      {last['test_accuracy']:.1%} of 40 questions, chance is 25.0%" in said
-    assert f"edited    {last['flip_rate']:.1%} of right answers" in said
-    assert "gold one fires most" in said
+def talk(answerer: Answerer, lines: list[str], *questions: Question) -> list[str]:
+    """Types lines. The screens, from the first one on, or what is said instead."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ask, "open_saved", lambda *_: (answerer, questions))
+        first, _, rest = said(ask, "run", typed="\n".join(lines)).partition(f"{ask.HOW}\n")
+    return [s.strip() for s in re.split(r"\n(?=\nQuestion|Type|There)", f"{first}\n{rest}")]
 
 
-def test_predictions_are_those_of_the_model_in_the_order_of_the_file(
-    saved: Path, small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> None:  # fmt: skip
-    questions = read_questions(small_world / "test.jsonl")
-    run_command(monkeypatch, predict, saved, "--out", tmp_path / "answers.jsonl")
-    assert "40 answers" in capsys.readouterr().out
-    rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
-    model, tokenizer = load_pretrained(saved)
-    for q, row in zip(questions, rows, strict=True):
-        [(probabilities, facts)] = answers(model, tokenizer, [q], torch.float32)
-        assert row["text"] == q.choices[row["choice"]]
-        assert row["probabilities"] == pytest.approx(probabilities, abs=1e-5)
-        assert sorted(row["facts"]) == sorted(facts) == sorted(q.facts[0])
-    with pytest.raises(SystemExit):
-        run_command(monkeypatch, predict, saved, "--out", tmp_path / "answers.jsonl")
-    assert "answers.jsonl" in capsys.readouterr().err
+def test_what_is_typed_changes_the_question() -> None:
+    q = WORLD
+    for line, expected in CHANGES.items():
+        assert ask.edit(q, line) == expected, line
+        q = ask.edit(q, line)
+    assert ask.edit(OWN, "2: w13").facts == [["w5 w7", "w13"], ["w13", "w8"], ["w9 w9"]], "all"
+    assert ask.edit(OWN, "- 4").facts == [["w5 w7", "w6"], ["w6", "w8"], []]
+    assert [own[-1] for own in ask.edit(OWN, "+ w1 + 2").facts] == ["w1 + 2"] * 3
+    assert WORLD.facts == [["w5 w7", "w6 w8", "w10"]], "the question is as it was"
 
 
-def test_a_checkpoint_from_elsewhere_needs_a_file_of_questions(
-    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture, saved: Path,
-) -> None:  # fmt: skip
-    bare = tmp_path / "bare"
-    bare.mkdir()
-    for path in saved.iterdir():
-        if path.name != "log.jsonl":
-            (bare / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(SystemExit):
-        run_command(monkeypatch, look, bare)
-    assert "name a file of questions" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        run_command(monkeypatch, look, tmp_path / "nothing")
-    assert "nothing: no such folder; python train.py" in capsys.readouterr().err
-    run_command(monkeypatch, look, bare, small_world / "valid.jsonl", "--show", 1)
-    assert "Question 1:" in capsys.readouterr().out
+def test_what_is_not_understood_is_answered_in_one_line_and_it_goes_on() -> None:
+    lines = dict.fromkeys(("w5 w6", "2", "B", "?", "help", "2nd w5", "Bw5"), ask.HOW)
+    for wrong, name in {"4 w5": 4, "0 w5": 0, "b w5": "b", "D w5": "D", "- w5": "w5"}.items():
+        lines[wrong] = f"There is no {name}. {ask.HOW}"
+    lines |= dict.fromkeys(("+ w10", "1 w10"), "There is a fact that says so already.")
+    lines["undo"] = "There is nothing to undo."
+    lacking = replace(WORLD, context="w5 rain", question="who?", choices=["w7", "an w6 owl"])
+    typed = [*lines, "2 w9 rain no [MASK]", "quit", "2 w8"]
+    start, *answered, again = talk(tiny_answerer("ffn"), typed, lacking)
+    assert answered == [*lines.values()]
+    assert start.endswith("\n       not in its vocabulary: rain, who?, an, owl")
+    assert again.endswith("\n       not in its vocabulary: rain, who?, an, owl, no")
 
 
-def test_a_saved_run_needs_no_more_of_its_data_than_the_questions(
-    saved: Path, small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> None:  # fmt: skip
-    run, data = Path(shutil.copytree(saved, tmp_path / "run")), tmp_path / "data"
-    data.mkdir()
-    shutil.copy(small_world / "test.jsonl", data)
-    first, *rest = log_of(run)
-    first["arguments"]["data"] = str(data)
-    write_lines(run / "log.jsonl", first, *rest)
-    monkeypatch.setattr("sys.stdin", open(os.devnull))
-    for command, arguments, said in (
-        (look, (), "Question 3:"), (measure, (), "of 40 questions"), (ask, (), "Question 1 of 40"),
-        (predict, ("--out", tmp_path / "answers.jsonl"), "40 answers"),
-    ):  # fmt: skip
-        run_command(monkeypatch, command, run, *arguments)
-        assert said in capsys.readouterr().out
+@pytest.mark.parametrize("inject", ["none", "concat", "attention", "ffn"])
+def test_what_is_printed_is_what_the_model_says_of_the_edited_question(inject: str) -> None:
+    answerer, was = tiny_answerer(inject, inject_layers=(0, 2)), [""] * 3
+    screens = talk(answerer, CHANGES, WORLD)
+    for q, found in zip([WORLD, *CHANGES.values()], screens, strict=True):
+        [(now, used)], width = answers(answerer, [q]), max(map(len, q.choices))
+        rows = [f"{' >'[p == max(now)]} {'ABC'[i]}  {q.choices[i]:<{width}}{was[i]}{p:8.1%}  "
+                f"{'#' * round(20 * p)}" for i, p in enumerate(now)]  # fmt: skip
+        rows[1] += "  <- right" * (q is WORLD)  # the file's answer, of no other question
+        assert [line[2:] for line in found.split("\n")[2:5]] == [row.rstrip() for row in rows]
+        assert f"\n    ?  {q.asked}\n" in found
+        assert re.findall(r"(?m)^ +\d+  .*  (w.*)", found) == q.facts[0]
+        assert ("which this model doesn't read" in found) == (inject == "none") == (not used)
+        was = [f"{p:9.1%} ->" for p in now]
+
+
+def test_undo_and_next_lead_to_screens_that_were_there_before() -> None:
+    answerer, other = tiny_answerer("ffn"), replace(WORLD, question="w20")
+    screens = talk(answerer, [*CHANGES, *["undo"] * 5], WORLD)
+    plain = [re.sub(r"[\d.]+% ->| {2,}", "", screen) for screen in screens]
+    assert plain[6:] == plain[4::-1]
+    one, two, again, back, change = talk(answerer, ["next", "next", "undo", "1 w30"], WORLD, other)
+    assert two.startswith("Question 2 of 2\n    ?  w5 w20\n")
+    assert (again, back) == (one, two), "another question has no shares of before"
+    assert change.count("->") == 3
+
+
+def screen_of(answerer: Answerer, q: Question) -> list[str]:
+    return [*screen(answerer.model.config.inject, q, look_into(answerer, q))]
 
 
 @pytest.mark.parametrize("inject", ["attention", "ffn"])
-def test_a_fact_silenced_in_all_layers_is_as_good_as_removed(inject: str) -> None:
-    tokenizer = load_tokenizer(HERE / "data" / "toy")
-    questions = read_questions(HERE / "data" / "toy" / "test.jsonl")
-    model = tiny(inject, vocab_size=len(tokenizer.vocab), inject_layers=(0, 2), num_facts=4).float()
-    with torch.no_grad():
-        for layer in (0, 2):  # so that a random model minds its facts
-            model.encoder.layer[layer].Wk.weight.mul_(3)
-            model.encoder.layer[layer].Wv.weight.mul_(3)
-
-    silenced = [encode(q, tokenizer, model.config) for q in questions]
-    gold_ids = [tokenizer.encode(gold(q)) for q in questions]
-
-    def with_silence(*layers: int) -> float:
-        return silence.accuracy_silenced(model, silenced, gold_ids, layers, torch.float32)
-
-    def plain(questions: list) -> float:
-        data = [encode(q, tokenizer, model.config) for q in questions]
-        return accuracy(model, data, torch.float32)
-
-    assert with_silence(0, 2) == plain([removed(q) for q in questions])
-    assert with_silence() == plain(questions), "and afterwards nothing is silent any more"
-    for q, choice in zip(silenced, predictions(model, silenced, torch.float32), strict=True):
-        q.answer = choice  # so that accuracy is how many answers stay
-    assert len({with_silence(), with_silence(0), with_silence(2), with_silence(0, 2)}) == 4
+def test_what_fired_is_what_the_model_has_but_for_padding_and_empty_slots(inject: str) -> None:
+    answerer, slots = tiny_answerer(inject, inject_layers=(0, 2)), [[0, 1], [0], [1]]
+    own = [["w5", "w6 w8"], ["w7"], ["\u200b", "w8"]]  # one without a word
+    q = replace(WORLD, choices=["w19", "w8 " * 3, "w9"], facts=own)
+    choices = look_into(answerer, q)
+    assert " ".join(choices[1].tokens) == "[CLS] w5 w6 [SEP] w8 w8 w8 [SEP]"
+    for layer, scores in fact_scores(answerer.model).items():
+        for i, choice in enumerate(choices):
+            rows = scores[0, i, : len(choice.tokens)].tolist()
+            assert choice.facts == [own[i][n] for n in slots[i]]
+            assert choice.fired[layer].tolist() == [[row[n] for n in slots[i]] for row in rows]
+    taken = max(choices, key=lambda choice: choice.probability)
+    name, (head, *lines) = "ABC"[choices.index(taken)], [*screen_of(answerer, q)][4:]
+    assert re.match(f" +layer 0  layer 2   .* choice {name} ", head)
+    for fact, line in zip(["w5", "w6 w8", "w7", "\u200b", "w8"], lines, strict=True):
+        most = [(fired.max(0).values[taken.facts.index(fact)].item(), fired.max().item())
+                for fired in taken.fired.values() if fact in taken.facts]  # fmt: skip
+        shown = [f"{round(x, 2) + 0.0:.2f}" + "*" * (x == top) for x, top in most]
+        assert re.findall(r"-?\d+\.\d\d\*?", line) == shown
+        assert line.endswith(f"  (not a fact of {name})") == (fact not in own["ABC".index(name)])
+        assert line.endswith(f"  (not kept for {name})") == (not most and "not a fact" not in line)
 
 
-def test_silencing_is_a_table_over_seeds_of_one_method(
-    tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+def test_the_facts_that_were_kept_are_named_to_the_letter() -> None:
+    """Padding within one, and words that the vocabulary lacks, make no difference to that."""
+    few, many = ["w5 [PAD] w6", "w5 owls", "w5 mice"], [f"w{i}" for i in range(20, 27)]
+    questions = [replace(WORLD, facts=[some]) for some in (few, many, [])]
+    for answerer in map(tiny_answerer, ("concat", "attention", "ffn")):
+        [(_, used), (_, best), (_, none)] = answers(answerer, questions)
+        assert (used, none, len(best)) == (few, [], 5)
+        shown = [line.split() for line in screen_of(answerer, questions[1])][-7:]
+        assert best == [f for f, words in zip(many, shown, strict=True) if words[-1] == f], "kept"
+        assert [*screen_of(answerer, questions[2])][-1].strip() == "no facts"
+        wild = Question("", WILD + 500 * "w", [WILD, "w7"], None, [[f"w6 {WILD}"]])
+        assert "".join(screen_of(answerer, wild)).isprintable()
+        assert max(map(len, screen_of(answerer, wild))) < 400
+
+
+def tree_of(answerer: Answerer, *questions: Question) -> Callable:
+    """Tag -> its elements: text, attributes. What isn't escaped or closed raises an error."""
+    text = "\n".join(page.page(answerer, [*questions], WILD)).removeprefix("<!doctype html>")
+    assert text.replace("\n", "").isprintable()
+    text = re.sub(r"(<(?:meta|input)[^>]*)>", r"\1/>", text.replace(" checked>", ' checked="">'))
+    tree = ElementTree.fromstring(text)
+    return lambda tag=None: [("".join(e.itertext()), e.attrib, e.tag) for e in tree.iter(tag)]
+
+
+@pytest.mark.parametrize("inject", ["attention", "ffn"])
+def test_a_page_has_the_numbers_of_the_model(inject: str) -> None:
+    answerer, plain = tiny_answerer(inject, inject_layers=(0, 2)), replace(WORLD, answer=None)
+    of, old = tree_of(answerer, WORLD, plain), "w6 w8"
+    versions = [WORLD, removed(WORLD), edited(WORLD), plain]
+    choices = [(c, v) for v in versions for c in look_into(answerer, v)]
+    heads = f"with the gold fact{old}", f"without it{old}", "with it editedw6 w9", "as it is"
+    assert [text for text, *_ in of("h3")] == [*heads]
+    assert [text for text, *_ in of("b")] == [old] * 6 + ["w6 w9"] * 6
+    assert [(text, a["style"]) for text, a, _ in of("label") if "style" in a] == [
+        (c.text + " ✓" * (v is not plain and c.text == v.choices[v.answer]) + share,
+         f"--share:{share}") for c, v in choices for share in [f"{c.probability:.1%}"]
+    ]  # fmt: skip
+    names, numbers, shades = [], [], []
+    for n, (choice, _) in enumerate(choices):
+        for layer, fired in choice.fired.items():
+            three = choices[:9] if n < 9 else choices[9:]  # versions have one scale
+            most = max(c.fired[layer].abs().max().item() for c, _ in three)
+            names += [*choice.tokens, *choice.facts]
+            numbers += [round(x, 2) for row in fired.T.tolist() for x in (max(row), *row)]
+            shades += [f"{abs(x) / most:.2f} {x < 0}" for row in fired.T.tolist() for x in row]
+    assert [text for text, *_ in of("th")] == names
+    cells = [(a.get("title", text), a) for text, a, _ in of("td") if "colspan" not in a]
+    assert [float(number) for number, _ in cells] == numbers
+    shades = [shade for shade in shades if not shade.startswith("0.00")]
+    assert [f"{a['style'][8:]} {'class' in a}" for _, a in cells if "style" in a] == shades
+    buttons = [(a["id"], a["type"], a["name"], "checked" in a) for _, a, _ in of("input")]
+    best = [max(look_into(answerer, v), key=lambda choice: choice.probability) for v in versions]
+    likely = [c.text == best[n // 3].text for n, (c, _) in enumerate(choices)]
+    names = [f"q{n}-v{v}" for n, many in ((1, 3), (2, 1)) for v in range(many)]
+    assert buttons == [("q-1", "radio", "q", True), ("q-2", "radio", "q", False)] + [
+        (f"{name}-{i}", "radio", name, likely.pop(0)) for name in names for i in range(3)
+    ]
+    assert [a["for"] for _, a, _ in of("label")] == [id for id, *_ in buttons]
+    assert (len(of("section")), len(of("figure"))) == (2, len(choices)), "a place for each button"
+    assert re.findall(r"\((\d)\):checked ~ :is\(section, figure\)", of()[0][0]) == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("inject", ["none", "concat", "ffn"])
+def test_a_page_loads_nothing_and_escapes_everything(inject: str) -> None:
+    wild = Question(WILD, WILD, ["w9 " + WILD, "w15" + WILD], 0, [[WILD + "w9 " + WILD, WILD]])
+    of = tree_of(tiny_answerer(inject), wild, WORLD)
+    assert not {*"script link img iframe base object form a".split()} & {tag for *_, tag in of()}
+    attributes = {pair for _, found, _ in of() for pair in found.items()}
+    assert not [name for name, _ in attributes if name.startswith("on") or name in ("src", "href")]
+    assert all(re.fullmatch(r"--share:[\d.]+%?", value) for n, value in attributes if n == "style")
+    assert not re.search(r"url|@import|http", of("style")[0][0])
+    for tag in ("title", "h1", "h2", "small", "span", "th" if inject == "ffn" else "p"):
+        assert [text for text, *_ in of(tag) if "<script>alert('\"&')</script>" in text], tag
+    shown = [f for v in (WORLD, removed(WORLD), edited(WORLD)) for f in v.facts[0] * 3]
+    assert inject == "ffn" or [text for text, *_ in of("p")][-len(shown) :] == shown
+
+
+def test_a_saved_run_is_looked_into_and_nothing_is_overwritten(saved: Path, tmp_path: Path) -> None:
+    two, path = said(look, saved, "--show", 2), tmp_path / "new.html"
+    assert two.count("Question") == two.count(" layer 1  layer 2   how strongly") == 2
+    assert said(look, saved, "--html", path) == f"{path}: 20 questions, for a browser\n"
+    text, no = path.read_text(encoding="utf-8"), tmp_path / "no" / "folder"
+    for module, option in ((look, "--html"), (predict, "--out")):
+        assert f"{path} is there already" in said(module, "not/opened", option, path)
+        assert f"{no.parent}: no folder that" in said(module, "not/opened", option, no)
+    assert [path.read_text(encoding="utf-8") for path in tmp_path.iterdir()] == [text]
+
+
+def test_a_saved_run_is_measured_and_answers_as_before(saved: Path, tmp_path: Path) -> None:
+    lines, last = said(measure, saved), log_of(saved)[-1]
+    assert f"accuracy  {last['test_accuracy']:.1%} of 40 questions, chance is 25.0%\n" in lines
+    assert f"with the facts of another question: {last['exchanged_accuracy']:.1%}" in lines
+    assert f"edited    {last['flip_rate']:.1%} of right answers" in lines
+    out, (answerer, questions) = tmp_path / "answers.jsonl", open_saved(saved)
+    assert said(predict, saved, "--out", out) == f"{out}: 40 answers, a line each\n"
+    for q, line in zip(questions, out.read_text().splitlines(), strict=True):
+        scores = answerer.scores(answerer.encode([q]))[0].softmax(-1).tolist()
+        choice = scores.index(max(scores))
+        found = {"choice": choice, "text": q.choices[choice], "facts": q.facts[0]}
+        found["probabilities"] = pytest.approx(scores, abs=1e-5)
+        assert json.loads(line) == found
+
+
+def test_a_run_is_opened_with_its_own_dtype_and_questions_or_one_line_says_why_not(
+    saved: Path, small_world: Path, tmp_path: Path
 ) -> None:
-    run_command(monkeypatch, silence, saved, saved)
-    said = capsys.readouterr().out
-    for row in ("no layer", "layer 1", "layer 2", "layer 1,2"):
-        assert f"| {row} | " in said
-    assert said.count("± 0.0 %") == 4
-    model, tokenizer = load_pretrained(saved, inject="attention")
-    save_pretrained(model, tokenizer, tmp_path)
-    (tmp_path / "log.jsonl").write_bytes((saved / "log.jsonl").read_bytes())
-    with pytest.raises(SystemExit):
-        run_command(monkeypatch, silence, saved, tmp_path)
-    assert f"{tmp_path}: not of the method" in capsys.readouterr().err
+    data = Path(shutil.copytree(small_world, tmp_path / "data"))
+    test, valid = (read_questions(data / f"{split}.jsonl") for split in ("test", "valid"))
+    (data / "test.jsonl").unlink()
+    other = changed(saved, tmp_path, dtype="bfloat16", data=str(data), wrong_facts=True)
+    opened = [open_saved(saved), open_saved(other), open_saved(other, data / "valid.jsonl")]
+    assert [answerer.dtype for answerer, _ in opened] == ["float32", "bfloat16", "bfloat16"]
+    assert [questions for _, questions in opened] == [test, exchanged(valid), valid]
+    (other / "log.jsonl").unlink()
+    assert f"{other} is no run of train.py: name a file of questions" in said(look, other)
+    assert "no such folder; python train.py" in said(measure, tmp_path / "nothing")
+    assert "test.jsonl: no such file" in said(ask, saved, data / "test.jsonl")
+    bare = {"question": "w5", "choices": [{"text": "w6"}, {"text": "w7"}]}
+    (data / "test.jsonl").write_text(json.dumps(bare))
+    without = said(look, other, data / "test.jsonl")
+    assert re.fullmatch(rf"facts  .*test.jsonl: {NO_FACTS}\n(.*\n){{5}} +no facts\n", without)
+    change_json(other / "config.json", inject="none")
+    assert NO_FACTS not in said(look, other, data / "test.jsonl"), "it reads none"
 
 
-def test_a_crowd_is_unrelated_to_the_question() -> None:
-    folder, rng = HERE / "data" / "toy", random.Random(0)
-    facts = crowd.training_facts(folder / "train.jsonl")
-    for q in read_questions(folder / "test.jsonl")[:20]:
-        many = crowd.crowded(q, facts, 1000, rng).facts[0]
-        assert len(many) == len(set(many)) == 1000
-        added = set(many) - set(q.facts[0])
-        assert len(added) == 996
-        own = {word for fact in q.facts[0] for word in words(fact)}
-        assert not own & {word for fact in added for word in words(fact)}
+@pytest.mark.parametrize("inject", ["attention", "ffn"])
+def test_a_fact_silenced_in_a_layer_is_an_empty_slot_there(inject: str, saved: Path) -> None:
+    model, tokenizer = load_pretrained(saved, inject=inject, num_facts=4)
+    answerer, (_, questions) = Answerer(model, tokenizer, "float32"), open_saved(saved)
+    for name, parameter in model.named_parameters():  # so that it minds its facts
+        parameter.data *= 20 if name.endswith(("Wk.weight", "Wv.weight")) else 1
+    ids = collate(answerer.encode([removed(q) for q in questions]), 0)["fact_ids"]
+    others, taken = (mean_embedding(model.fact_embeddings, ids, ids != 0), (ids != 0).any(-1)), {}
+    known = {i: model.encoder.layer[i].project(others) for i in (1, 2)}
+    for layers in ((), (1,), (2,), (1, 2)):
+        with pytest.MonkeyPatch.context() as patch:
+            for i in layers:
+                patch.setattr(model.encoder.layer[i], "project", lambda _, i=i: known[i])
+            best = answerer.scores(answerer.encode(questions)).argmax(-1).tolist()
+        right = sum(q.answer == choice for q, choice in zip(questions, best, strict=True))
+        assert facts.accuracy_silenced(answerer, questions, layers) == right / len(questions)
+        taken[tuple(best)] = layers
+    assert len(taken) == 4, "otherwise it's a poor test"
 
 
-def test_the_crowd_is_a_table_and_a_drawing(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+def test_silencing_and_crowding_are_tables_over_seeds(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crowd, "COUNTS", (4, 6))
-    run_command(monkeypatch, crowd, saved, "--svg", tmp_path / "new" / "crowd.svg")
-    said = capsys.readouterr().out
-    assert "| facts | ffn (chance 25.0%) |" in said
-    assert "| 6 | " in said
-    svg = ElementTree.parse(tmp_path / "new" / "crowd.svg").getroot()
-    [curve] = svg.findall("{http://www.w3.org/2000/svg}polyline")
-    assert len(curve.get("points").split()) == 2
-    with pytest.raises(SystemExit):
-        run_command(monkeypatch, crowd, saved, "--svg", tmp_path / "test.jsonl")
-    assert "must end in .svg" in capsys.readouterr().err
+    accuracy = f"{100 * log_of(saved)[-1]['test_accuracy']:.1f}"
+    rows, other = said(facts, "silence", saved, saved).splitlines(), changed(saved, tmp_path)
+    assert rows[0] == "| gold fact silenced in | accuracy (chance 25.0%) |"
+    assert rows[2] == f"| no layer | {accuracy} ± 0.0 % |"
+    assert [row.split(" | ")[0] for row in rows[3:]] == ["| 1", "| 2", "| 1, 2"]
+    change_json(other / "config.json", inject="attention")
+    assert f"{other}: needs runs of one method" in said(facts, "silence", saved, other)
+    monkeypatch.setattr(facts, "COUNTS", (4, 6))
+    rows = said(facts, "crowd", saved, other).splitlines()
+    assert rows[0] == "| facts | ffn (chance 25.0%) | attention (chance 25.0%) |"
+    assert [rows[2].split(" | ")[:2], rows[3][:5]] == [["| 4", f"{accuracy} %"], "| 6 |"]
+
+
+def test_a_crowd_has_exactly_so_many_facts_and_no_word_of_the_question_s_own(toy: dict) -> None:
+    known = {fact: facts.words(fact) for q in toy["train"] for fact in q.facts[0]}
+    for q in toy["test"][:5]:
+        [many] = facts.crowded(q, known, 1000, random.Random(0)).facts
+        others = {*many} - {*q.facts[0]}
+        assert (len(many), len(others)) == (1000, 996)
+        own = re.findall(r"\w\w\w+", " ".join(q.facts[0]).lower())
+        assert {*own}.isdisjoint(re.findall(r"\w+", " ".join(others).lower()))
+
+
+def test_both_sides_of_the_speed_table_are_timed(
+    small_world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    from lab import speed
+    for name, number in (("STEPS", 1), ("BATCH", 2), ("HELD_OUT", 4)):
+        monkeypatch.setattr(speed, name, number)
+    rows = said(speed, "--checkpoint", REFERENCE / "bert", "--data", small_world, "--rounds", 1)
+    table = [row.strip("| ").split(" | ") for row in rows.splitlines()[2:]]
+    kinds = [[side, d] for d in ("float32", "bfloat16") for side in ("theirs", "ours")]
+    assert [row[:2] for row in table] == kinds
+    assert all(float(cell) > 0 for row in table for cell in row[2:])

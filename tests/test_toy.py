@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from data import make_toy
-from load_weights import (
-    load_tokenizer,
-)
+from load_weights import load_tokenizer
 from qa.questions import to_question
 from test_kformer import HERE
 
@@ -29,7 +27,7 @@ def test_every_word_of_a_level_is_in_its_vocabulary(level: str, tmp_path: Path) 
     for split, rng in ((split, random.Random(0)) for split in make_toy.SIZES):
         for _ in range(300):
             line = json.dumps(make_toy.make_question(rng, split, level))
-            question, _ = to_question(json.loads(line))
+            question = to_question(json.loads(line))
             for text in (question.question, *question.choices, *question.facts[0]):
                 seen |= set(tokenizer.encode(text))
     assert tokenizer.unk_token_id not in seen

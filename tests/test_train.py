@@ -1,78 +1,84 @@
-"""One run."""
+"""Arguments, a run, what is saved and how it goes on, torchrun."""
 
-import itertools
 import json
 import math
 import os
+import re
+import runpy
 import shutil
-import subprocess
+import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
+import load_weights
 import train
-from lab import predict
-from load_weights import load_pretrained
-from qa import batches, sentences
+from lab import retrieve
+from qa.batches import Answerer, default_dtype
+from qa.evaluation import measure
 from qa.questions import read_questions
-from qa.sentences import embed
-from qa.state import STATE
 from test_kformer import HERE, KINDS, REFERENCE, biggest_change, tiny
-from tests.common import (
-    OWL,
-    change_tensors,
-    interrupt,
-    log_of,
-    run_command,
-    run_train,
-    sentence_encoder_of,
-    write_lines,
-)
+from tests.common import change_tensors, interrupt, log_of, run_command, run_train
+
+Run, Patch, Capsys = Callable[..., str], pytest.MonkeyPatch, pytest.CaptureFixture
 
 
-def test_the_groups_of_parameters_have_their_rates_and_decay() -> None:
-    model = tiny("ffn")
-    rates = {"classifier.weight": 10.0, "classifier.bias": 10.0, "pooler.weight": 0.1}
-    groups = train.parameter_groups(model, rates, lr=1.0)
-    found = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
-    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
-    for name, parameter in model.named_parameters():
-        decay = 0.0 if name.endswith(("bias", "norm.weight")) else 0.01
-        assert found[id(parameter)] == (rates.get(name, 1.0), decay), name
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "run"
 
 
-def read_and_encode(path: Path, *args: object) -> list[batches.Encoded]:
-    return [batches.encode(q, *args) for q in read_questions(path)]
+@pytest.fixture
+def run(monkeypatch: Patch, capsys: Capsys) -> Run:
+    """train.py with some arguments -> what it prints."""
+    return lambda *words: run_train(monkeypatch, *words) or capsys.readouterr().out
 
 
-@pytest.mark.parametrize("inject", ["none", "concat", "attention", "ffn"])
-def test_one_command_trains_reports_and_saves(
-    inject: str, small_world: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    command = [sys.executable, HERE / "train.py", "--inject", inject, "--steps", "12"]
-    command += ["--data", small_world, "--out", out]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=one_thread)
-    assert done.returncode == 0, done.stderr
-    last = json.loads((out / "log.jsonl").read_text().strip().split("\n")[-1])
-    assert last["chance"] == 0.25
-    model, tokenizer = load_pretrained(out)
-    data = read_and_encode(small_world / "train.jsonl", tokenizer, model.config)
-    steps = itertools.islice(batches.shuffled(data, 32, 0), 12)
-    padded = [batches.collate(batch, 0, torch.device("cpu"))[0]["input_ids"] for batch in steps]
-    empty, places = sum(int((i == 0).sum()) for i in padded), sum(i.numel() for i in padded)
-    assert abs(last["padding"] - empty / places) < 1e-9
-    assert f"{empty / places:.1%} of the places were padding" in done.stdout
-    data = read_and_encode(small_world / "test.jsonl", tokenizer, model.config)
-    assert batches.accuracy(model, data, torch.float32) == last["test_accuracy"]
-    for part in ("25.0%", f"injection: {inject}", "40 train", str(out), "its gold fact edited"):
-        assert part in done.stdout
-    assert ("layer 2\n" in done.stdout) == (inject in ("attention", "ffn"))
+@pytest.fixture
+def refusal(run: Run, capsys: Capsys) -> Run:
+    """train.py with some arguments -> the one line, behind the usage if any, with which it ends."""
+
+    def refused(*words: object) -> str:
+        with pytest.raises(SystemExit, match="2"):
+            run(*words)
+        *usage, line = capsys.readouterr().err.strip().splitlines()
+        assert not usage or usage[0].startswith("usage: ")
+        return line
+
+    return refused
+
+
+@pytest.fixture
+def steps(monkeypatch: Patch) -> list:
+    """Grows by one in each step of a training."""
+    loss, made = train.cross_entropy, []
+    monkeypatch.setattr(train, "cross_entropy", lambda *a: made.append(1) or loss(*a))
+    return made
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def end_of(folder: Path) -> tuple:
+    """What a run has made: names of files, weights, and the log but for its times."""
+    rows = [{k: v for k, v in row.items() if "second" not in k} for row in log_of(folder)]
+    return files_of(folder).keys(), (folder / "model.safetensors").read_bytes(), rows
+
+
+def step_of(folder: Path) -> int:
+    """The step of a state that was saved; 0 where none was."""
+    path = folder / train.STATE
+    with safe_open(path, "pt") if path.exists() else nullcontext() as file:
+        return int(file.metadata()["step"]) if file else 0
 
 
 @pytest.mark.parametrize(
@@ -80,342 +86,316 @@ def test_one_command_trains_reports_and_saves(
     [
         (["--data", "nowhere"], "error: nowhere"),
         (["--inject", "fnn"], "invalid choice: 'fnn'"),
-        (["--batch-size", "0"], "argument --batch-size: invalid positive value: '0'"),
-        (["--steps", "0"], "argument --steps: invalid positive value: '0'"),
+        (["--batch-size", "0"], "error: --batch-size: must be 1 or more"),
+        (["--steps", "0"], "error: --steps: must be 1 or more"),
         (["--lr", "nan"], "--lr nan: must be above 0 and below 1"),
-        (["--lr", "0"], "--lr 0.0: must be above 0"),
-        (["--seed", str(2**64)], "must be from 0 to 2**63 - 1"),
-        (["--out", ""], "--out .: has files that are no run"),
-        (["--out", str(HERE / "data/toy")], "data/toy: has files that are no run"),
-        (["--checkpoint", str(REFERENCE / "bert"), "--out", str(REFERENCE / "bert")],
-         "reference/bert: has files that are no run"),
+        (["--seed", "1000000"], "--seed 1000000: must be from 0 to 999,999"),
+        (["--device", "cuda"], "--device cuda: no GPU is to be seen here"),
         (["--checkpoint", "nowhere"], "error: nowhere: no such folder"),
         (["--layers", "7"], "--layers 7: the model has the layers 0 to 2"),
-        (["--layers", "2-0"], "--layers 2-0: the model has the layers 0 to 2"),
         (["--layers", "first"], "--layers first: must be bottom, middle, top, all"),
-        (["--seed", "0", "1"], "unrecognized arguments: 1"),
-        (["--facts", "0"], "argument --facts: invalid positive value: '0'"),
+        (["--out", ""], "--out .: has files that are no run; name a new folder"),
     ],
-)
-def test_wrong_arguments_get_one_line_and_status_2(
-    arguments: list[str],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        train.main()
-    assert stopped.value.code == 2
-    assert message in capsys.readouterr().err.strip().split("\n")[-1]
-
-
-def test_ctrl_c_says_so_and_exits_with_130(
-    small_world: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> None:
-    monkeypatch.setattr(train, "cross_entropy", interrupt)
-    arguments = ["train.py", "--data", str(small_world), "--out", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit) as stopped:
-        train.main()
-    assert stopped.value.code == 130
-    assert "interrupted" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("native", "hidden_size", "expected"),
-    [("avx512_bf16", 256, "bfloat16"), ("amx_bf16", 768, "bfloat16"),
-     ("avx512_bf16", 255, "float32"), ("avx512_f", 256, "float32")],
 )  # fmt: skip
-def test_bfloat16_is_the_default_for_large_models_where_it_is_native(
-    native: str, hidden_size: int, expected: str, monkeypatch: pytest.MonkeyPatch
+def test_wrong_arguments_get_one_line(
+    arguments: list, message: str, small_world: Path, refusal: Run, monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {native: True}, raising=False)
-    assert train.default_dtype(hidden_size, "cpu") == getattr(torch, expected)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert message in refusal("--data", small_world, *arguments)
 
 
-@pytest.mark.parametrize("flags", [[], ["--dtype", "float32"]])
-def test_every_product_of_a_run_has_its_dtype(
-    flags: list[str], small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(train, "default_dtype", lambda *_: torch.bfloat16)
-    linear, seen = torch.nn.functional.linear, set()
-
-    def spy(*arguments: Tensor) -> Tensor:
-        product = linear(*arguments)
-        seen.add(product.dtype)
-        return product
-
-    monkeypatch.setattr(torch.nn.functional, "linear", spy)
-    run_train(monkeypatch, "--data", small_world, "--steps", 1, "--out", tmp_path, *flags)
-    expected = "float32" if flags else "bfloat16"
-    assert seen == {getattr(torch, expected)}
-    assert f"products in {expected}\n" in capsys.readouterr().out
+def test_a_log_of_anything_else_is_no_run(small_world: Path, tmp_path: Path, refusal: Run) -> None:
+    for text in ("", '{"mine": 1}', "[1]", '{"arguments": 1, "files": ""}'):
+        (tmp_path / train.LOG).write_text(text)
+        said = refusal("--data", small_world, "--out", tmp_path)
+        assert said == f"error: --out {tmp_path}: has files that are no run; name a new folder"
 
 
-def test_two_processes_make_the_steps_of_one(small_world: Path, tmp_path: Path) -> None:
-    """40 questions in batches of 13: of the last batch, one question, one process has none.
-
-    Biases that softmax takes out again get gradients of rounding alone, which AdamW makes large.
-    """
-    arguments = [HERE / "train.py", "--data", small_world, "--batch-size", 13, "--lr", 1e-3]
-    torchrun, outputs = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"], []
-    for command, out in (([], "one"), (torchrun, "two")):
-        command = [sys.executable, *command, *arguments, "--steps", 8, "--out", tmp_path / out]
-        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            list(map(str, command)), capture_output=True, text=True, timeout=100, env=one_thread
-        )
-        assert done.returncode == 0, done.stderr
-        outputs.append([line for line in done.stdout.splitlines() if line.startswith("  step")])
-    assert len(outputs[0]) == 8
-    assert outputs[0] == outputs[1], "the same report, and once"
-    one, two = (load_file(tmp_path / out / "model.safetensors") for out in ("one", "two"))
-    for name, tensor in one.items():
-        if not name.endswith(("key.bias", "classifier.bias")):
-            assert biggest_change(tensor, two[name]) < 1e-4, f"{name}: a tenth of a step"
-    names = {path.name for path in (tmp_path / "two").iterdir()}
-    assert names == {path.name for path in (tmp_path / "one").iterdir()}
+def test_layers_have_names_and_closed_ranges() -> None:
+    for text, depth, numbers in (
+        ("bottom", 6, (0, 1)), ("middle", 6, (2, 3)), ("top", 6, (4, 5)), ("all", 3, (0, 1, 2)),
+        ("bottom", 2, (0,)), ("top", 2, (1,)), ("middle", 7, (2, 3, 4)), ("0-2", 6, (0, 1, 2)),
+        ("4", 6, (4,)), ("3,0-1,1", 6, (0, 1, 3)),
+    ):  # fmt: skip
+        assert train.layer_numbers(text, depth) == numbers, (text, depth)
 
 
-@pytest.mark.parametrize("inject", ["concat", "ffn"])
-def test_whatever_texts_may_hold_it_trains(
-    inject: str, small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Signs that steer terminals and directions, 100,000 characters, nothing; many facts, choices.
-
-    Each comes in the training and in the test questions, beside usual ones.
-    """
-    data = Path(shutil.copytree(small_world, tmp_path / "wild"))
-    signs = "".join(map(chr, range(32))) + "\x7f\x85\u2028\u202e\u200f\u2066\ufeff"
-    texts = [signs, "\u202e\u05d0", "", "x" * 100_000, "x " * 50_000]
-    wild = [(text, [text, "x"], [text, f"{text} x"]) for text in texts]
-    wild.append(("who?", ["x", "y"], [f"fact {i}" for i in range(10_000)]))
-    wild.append(("who?", [f"x{i}" for i in range(100)], ["x1 x2"]))
-    rows = [
-        {"question": question, "choices": [{"text": choice} for choice in choices],
-         "AnswerKey": "A", "knowledges": facts}
-        for question, choices, facts in wild
-    ]  # fmt: skip
-    for split in ("train", "test"):
-        usual = (data / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()[:5]
-        write_lines(data / f"{split}.jsonl", *rows, *usual)
-    arguments = ("--inject", inject, "--data", data, "--batch-size", 4, "--out", tmp_path / "run")
-    run_train(monkeypatch, *arguments, "--steps", 3)
-    _, *steps, last = [json.loads(row) for row in (tmp_path / "run" / "log.jsonl").open()]
-    assert [math.isfinite(row["loss"]) for row in steps] == [True, True, True]
-    assert "test_accuracy" in last
-    weights = load_file(tmp_path / "run" / "model.safetensors")
-    assert all(tensor.isfinite().all() for tensor in weights.values())
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_checkpoint_public_questions_and_a_file_of_facts(
-    kind: str, own_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    """Trained on what people have; then the saved run predicts."""
-    out, data = own_data / "run", ("--data", own_data, "--facts", 1, "--retrieve", 2)
-    run_train(
-        monkeypatch, *data, "--checkpoint", REFERENCE / kind, "--inject", "attention",
-        "--steps", 3, "--batch-size", 2, "--out", out,
-    )  # fmt: skip
-    said = capsys.readouterr().out
-    facts_file = own_data / "facts.txt"
-    assert f"13 questions get theirs out of 3 in {facts_file}; blank lines skipped: 1" in said
-    assert "new       encoder.layer.1,2.Wk.bias/weight" in said
-    assert "chance    33.3%; always choice 1: 50.0%" in said
-    last = json.loads((out / "log.jsonl").read_text().strip().split("\n")[-1])
-    assert last["test_accuracy"] == last["valid_accuracy"], "the test split has no answers"
-    run_command(monkeypatch, predict, out, "--out", own_data / "answers.jsonl")
-    rows = [json.loads(line) for line in (own_data / "answers.jsonl").read_text().splitlines()]
-    assert len(rows) == 3
-    for row in rows:
-        assert abs(sum(row["probabilities"]) - 1) < 1e-6
-        assert row["choice"] == row["probabilities"].index(max(row["probabilities"]))
-        assert row["text"] == OWL[1][row["choice"]]
-        assert row["facts"] == [["the owl eats mice"], [], []][row["choice"]]
-
-
-def test_what_starts_at_random_or_at_0_learns_faster(
-    own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Not what starts as a copy of the word embeddings, or as I."""
-    groups, seen = train.parameter_groups, {}
-
-    def spy(model: nn.Module, rates: dict[str, float], lr: float) -> list[dict]:
-        seen.update(rates)
-        return groups(model, rates, lr)
-
-    monkeypatch.setattr(train, "parameter_groups", spy)
-    folder = shutil.copytree(REFERENCE / "bert", tmp_path / "bert")
-    change_tensors(folder, lambda name, tensor: {} if "classifier" in name else {name: tensor})
-    command = ["--data", own_data, "--checkpoint", folder, "--layers", 2, "--steps", 1]
-    run_train(monkeypatch, *command, "--out", own_data / "run")
-    head, values = ("classifier.weight", "classifier.bias"), "encoder.layer.2.Wv."
-    assert seen == dict.fromkeys([f"{values}weight", f"{values}bias", *head], 10.0)
-
-
-def test_facts_are_looked_up_by_a_sentence_encoder(
-    own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By the checkpoint, if it is one, or another one that is named; afterwards, too."""
-    folder, other = (shutil.copytree(REFERENCE / kind, tmp_path / kind) for kind in KINDS)
-    asked = []
-
-    def spy(texts: list[str], model: nn.Module, **others: object) -> object:
-        asked.append(model.config.model_type)
-        return embed(texts, model, **others)
-
-    sentences.sentence_encoder.cache_clear()
-    monkeypatch.setattr(sentences, "embed", spy)
-    command = ["--data", own_data, "--checkpoint", folder, "--steps", 1, "--out", tmp_path / "run"]
-    run_train(monkeypatch, *command)
-    assert not asked
-    run_train(monkeypatch, *command, "--retriever", sentence_encoder_of(other))
-    assert asked == ["roberta"] * 2, "the facts, and the questions with their choices"
-    sentence_encoder_of(folder)
-    run_train(monkeypatch, *command)
-    run_command(monkeypatch, predict, tmp_path / "run", "--out", tmp_path / "answers.jsonl")
-    assert asked == ["roberta"] * 2 + ["bert"] * 4
-
-
-def test_wrong_facts_are_those_of_another_question(
-    small_world: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> None:
-    seen = []
-    loop = train.train
-    monkeypatch.setattr(train, "train", lambda task, *a: seen.append(task) or loop(task, *a))
-    command = ["--data", small_world, "--steps", 1]
-    monkeypatch.chdir(tmp_path)
-    run_train(monkeypatch, *command)
-    assert "those of another" not in capsys.readouterr().out
-    run_train(monkeypatch, *command, "--wrong-facts")
-    assert "facts     each question gets those of another" in capsys.readouterr().out
-    right, wrong = ([q.facts for q in task.questions["train"]] for task in seen)
-    assert wrong == right[1:] + right[:1] != right
-    assert log_of(tmp_path / "runs" / "ffn-seed-0") != log_of(Path("runs/wrong-facts/ffn-seed-0"))
-
-
-def test_questions_without_facts_need_a_file_of_facts(
-    own_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    (own_data / "facts.txt").unlink()
-    arguments = ["--data", own_data, "--checkpoint", REFERENCE / "bert", "--out", own_data / "run"]
-    with pytest.raises(SystemExit) as stopped:
-        run_train(monkeypatch, *arguments)
-    assert stopped.value.code == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: {own_data / 'facts.txt'}: no such file, but 13 questions need")
-    run_train(monkeypatch, *arguments, "--inject", "none")
-    said = capsys.readouterr().out
-    assert "step      4 " in said, "four epochs of one batch are the default"
-    assert "saved" in said
-
-
-def train_a_little(
-    monkeypatch: pytest.MonkeyPatch, data: Path, out: Path, seed: int, lr: float = 1e-3
-) -> tuple[list[dict], float]:
-    """Ten steps -> the rows of the log, and the accuracy of the model that was saved."""
-    run_train(monkeypatch, "--data", data, "--steps", 10, "--batch-size", 8, "--seed", seed,
-              "--lr", lr, "--out", out)  # fmt: skip
-    model, tokenizer = load_pretrained(out)
-    valid = read_and_encode(data / "valid.jsonl", tokenizer, model.config)
-    rows = [{k: v for k, v in row.items() if "second" not in k} for row in log_of(out)[1:]]
-    return rows, batches.accuracy(model, valid, torch.float32)
-
-
-def test_two_runs_of_a_seed_are_alike_and_another_seed_is_not(
-    dropout_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runs = [train_a_little(monkeypatch, dropout_world, tmp_path / str(i), seed)
-            for i, seed in enumerate((0, 0, 1))]  # fmt: skip
-    assert runs[0] == runs[1] != runs[2]
-
-
-def test_the_rate_warms_up_and_cools_down() -> None:
+def test_the_rate_warms_up_and_cools_down_or_falls_to_the_end_as_in_the_release() -> None:
     assert [train.lr_share(step, 10, None) for step in range(10)] == [0.5, *[1.0] * 8, 0.5]
     assert train.lr_share(0, 1, None) == 1.0, "a single step is made at the full rate"
-
-
-def test_with_a_warmup_the_rate_falls_to_the_end_as_in_the_release() -> None:
     assert [train.lr_share(step, 5, 3) for step in range(5)] == [1 / 3, 2 / 3, 1.0, 1.0, 0.5]
     assert [train.lr_share(step, 2, 4) for step in range(2)] == [0.25, 0.5], "or never gets there"
 
 
-def test_the_best_state_is_kept_and_measured_without_dropout(
-    dropout_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_groups_of_parameters_have_their_rates_and_decay() -> None:
+    model = tiny("ffn")
+    rates = {"classifier.weight": 10.0, "classifier.bias": 10.0, "pooler.weight": 0.1}
+    groups = train.parameter_groups(model, rates, lr=0.5)
+    found = {id(p): (g["full_lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        decay = 0.0 if name.endswith(("bias", "norm.weight")) else 0.01
+        assert found[id(parameter)] == (0.5 * rates.get(name, 1.0), decay), name
+
+
+def test_what_starts_at_random_or_at_0_learns_faster(tmp_path: Path) -> None:
+    """Not what starts as a copy of the word embeddings, or as I."""
+    folder = shutil.copytree(REFERENCE / "bert", tmp_path / "bert")
+    change_tensors(folder, lambda name, tensor: {} if "classifier" in name else {name: tensor})
+    args = train.parse_arguments(["--checkpoint", str(folder), "--layers", "2"])
+    new = [f"{name}.{kind}" for name in ("encoder.layer.2.Wv", "classifier")
+           for kind in ("weight", "bias")]  # fmt: skip
+    assert train.open_model(args)[1] == dict.fromkeys(new, 10.0)
+
+
+@pytest.mark.parametrize("inject", ["none", "concat", "attention", "ffn"])
+def test_one_command_trains_reports_and_saves(
+    inject: str, small_world: Path, out: Path, run: Run, steps: list
 ) -> None:
-    rows, saved = train_a_little(monkeypatch, dropout_world, tmp_path / "run", 3, lr=0.03)
-    *rows, last = rows
-    found = [row["valid_accuracy"] for row in rows]
-    assert found[-1] < max(found), "the case is of use only if the last state isn't the best"
-    assert saved == max(found) == last["valid_accuracy"]
+    command = ["--inject", inject, "--steps", 12, "--batch-size", 8, "--data", small_world]
+    said = run(*command, "--out", out)
+    assert "40 train, 40 valid, 40 test questions of 4 choices\nfacts     120 quest" in said
+    assert "questions bring theirs\nchance    25.0%; always" in said
+    assert f"injection: {inject}" in said[: said.index(f"saved     {out};")]
+    first, *rows, last = log_of(out)
+    assert [row["step"] for row in rows] == [1, 2, 4, 5, 6, 7, 8, 10, 11, 12]
+    assert (said.count("  step "), len(steps), first["arguments"]["inject"]) == (10, 12, inject)
+    assert rows[-1]["questions"] == 10 * 8, "the first two steps aren't timed"
+    answerer = Answerer(*load_weights.load_pretrained(out), "float32")
+    found = measure(answerer, read_questions(small_world / "test.jsonl"))
+    assert {"test_accuracy", "chance", "flip_rate"} <= found.keys()
+    assert last.items() >= found.items()
+    assert last["valid_accuracy"] == max(row["valid_accuracy"] for row in rows)
+    assert last["parameters_added"] == {"none": 0, "concat": 0}.get(inject, 64 * 16 + 4 * 16 * 17)
+    times = ("seconds", "train_questions_per_second", "eval_questions_per_second")
+    assert all(0 < last[key] < math.inf for key in times)
+
+
+def test_every_product_of_a_run_has_its_dtype(
+    small_world: Path, out: Path, run: Run, monkeypatch: Patch
+) -> None:
+    linear, seen = functional.linear, []
+    monkeypatch.setattr(functional, "linear", lambda *a: seen.append(linear(*a)) or seen[-1])
+    for dtype in ("float32", "bfloat16"):
+        seen.clear()
+        said = run("--data", small_world, "--steps", 1, "--out", out / dtype, "--dtype", dtype)
+        assert {str(product.dtype) for product in seen} == {f"torch.{dtype}"}
+        assert f"products in {dtype}; training on cpu\n" in said
+
+
+def test_bfloat16_is_the_default_for_large_models_where_it_is_native(monkeypatch: Patch) -> None:
+    for native in ("avx512_bf16", "amx_bf16", "avx512_f"):
+        known = {native: True}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda k=known: k, raising=False)
+        found = [default_dtype(size, "cpu") for size in (255, 256)]
+        assert found == ["float32", "bfloat16" if "bf16" in native else "float32"], native
+
+
+@pytest.mark.parametrize("inject", ["concat", "ffn"])
+def test_whatever_texts_may_hold_it_trains(
+    inject: str, dropout_world: Path, out: Path, run: Run
+) -> None:
+    """Signs that steer terminals and directions, very much, nothing; in two of the splits."""
+    signs = "".join(map(chr, range(32))) + "\x7f\x85\u2028\u202e\u200f\u2066\ufeff"
+    texts = [signs, "\u202e\u05d0", "", "x" * 20_000, "x " * 10_000]
+    wild = [(text, [text, "x"], [text, f"{text} x"]) for text in texts]
+    wild.append(("who?", ["x", "y"], [f"fact {i}" for i in range(2_000)]))
+    wild.append(("who?", [f"x{i}" for i in range(100)], ["x1 x2"]))
+    rows = [json.dumps({"question": text, "choices": [{"text": choice} for choice in choices],
+                        "AnswerKey": "A", "knowledges": facts}) for text, choices, facts in wild]
+    for path in (dropout_world / "train.jsonl", dropout_world / "test.jsonl"):
+        usual = path.read_text(encoding="utf-8").splitlines()[:5]
+        path.write_text("\n".join([*rows, *usual]), encoding="utf-8")
+    run("--inject", inject, "--data", dropout_world, "--batch-size", 6, "--steps", 2, "--out", out)
+    *rows, last = log_of(out)[1:]
+    assert [*(row["loss"] < math.inf for row in rows), "test_accuracy" in last] == [True] * 3
+    assert all(t.isfinite().all() for t in load_file(out / "model.safetensors").values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_public_questions_and_facts_that_were_looked_up(
+    kind: str, own_data: Path, out: Path, run: Run, refusal: Run, monkeypatch: Patch
+) -> None:
+    """The test split has no answers, so the validation split is reported."""
+    command = ["--checkpoint", REFERENCE / kind, "--out", out, "--batch-size", 4, "--inject"]
+    said = refusal(*command, "attention", "--data", own_data)
+    assert f"{own_data}: no question brings facts; python -m lab.retrieve" in said
+    run_command(monkeypatch, retrieve, own_data, "--out", own_data / "found")
+    said = run(*command, "attention", "--data", own_data / "found")
+    assert "weights   newly initialised: encoder.layer.*.Wk, enc" in said
+    assert "chance    33.3%; always choice 1: 50.0%" in said
+    assert "\nvalid     " in said
+    _, *rows, last = log_of(out)
+    assert rows[-1]["step"] == 4 * 2, "four epochs of two batches"
+    assert last["test_accuracy"] == last["valid_accuracy"]
+    (own_data / "test.jsonl").unlink()
+    said = run(*command, "none", "--data", own_data, "--steps", 1, "--out", own_data / "none")
+    assert ": 6 train, 4 valid questions of 3 choices" in said
+
+
+def test_wrong_facts_are_those_of_another_question_and_a_seed_draws_others(
+    small_world: Path, tmp_path: Path, run: Run, monkeypatch: Patch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command, wrong = ["--data", str(small_world), "--steps", "1"], ["--wrong-facts"]
+    assert "and get others" not in run(*command)
+    assert "questions bring theirs, and get others\n" in run(*command, *wrong)
+    run(*command, "--seed", 1)
+    runs = ("ffn-seed-0", "ffn-seed-1", "wrong-facts/ffn-seed-0")
+    assert len({log_of(Path("runs", name))[1]["loss"] for name in runs}) == 3
+    splits = (train.read_data(train.parse_arguments(c)) for c in (command, command + wrong))
+    right, wrong = ([q.facts for q in split["train"]] for split in splits)
+    assert wrong == right[1:] + right[:1] != right
+
+
+def test_of_the_best_states_the_last_is_kept(
+    small_world: Path, out: Path, run: Run, monkeypatch: Patch
+) -> None:
+    """It has seen more questions, where the validation split has too few to tell."""
+    weights, write, found = [], train.write_state, iter([0.5, 1.0, 1.0, 0.9])
+    monkeypatch.setattr(train, "write_state", lambda *a: (
+        weights.append(a[2].pooler.weight.detach().clone()), write(*a)))  # fmt: skip
+    monkeypatch.setattr(train, "fmean", lambda _: next(found))
+    run("--data", small_world, "--steps", 4, "--out", out)
+    saved = load_weights.load_pretrained(out)[0].pooler.weight
+    assert [torch.equal(saved, weight) for weight in weights] == [False, False, True, False]
+    assert log_of(out)[-1]["valid_accuracy"] == 1.0
+
+
+def test_a_run_that_was_killed_anywhere_ends_as_if_it_had_not_been(
+    dropout_world: Path, tmp_path: Path, out: Path, run: Run, steps: list, monkeypatch: Patch
+) -> None:
+    """Copies are what it leaves: before a file is moved or removed, and while one is written."""
+    (dropout_world / "test.jsonl").unlink()  # not to measure so much
+    command, copies = ["--data", dropout_world, "--steps", 4, "--lr", 0.03, "--out"], []
+
+    def copied_at(owner: object, name: str, written: int | None) -> None:
+        def spy(*words: object, **others: object) -> object:
+            copies.append(Path(shutil.copytree(out, tmp_path / f"copy-{len(copies)}")))
+            if written is not None:  # anything may stand in it
+                shutil.copy(__file__, copies[-1] / Path(words[written]).name)
+            return real(*words, **others)
+
+        real = getattr(owner, name)
+        patched.setattr(owner, name, spy)
+
+    with monkeypatch.context() as patched:
+        for name, written in {"write_text": 0, "write_bytes": 0, "unlink": None}.items():
+            copied_at(Path, name, written)
+        copied_at(load_weights, "save_file", 1)
+        copied_at(os, "replace", None)
+        run(*command, out)
+    assert len(copies) == 2 + 4 * (2 + 2) + (2 + 3) + 2 + 1, "log, evaluations, model, log, state"
+    whole, (*_, last_row, last) = end_of(out), log_of(out)
+    assert last_row["valid_accuracy"] < last["valid_accuracy"], "of use only if the best was before"
+    for copy in copies:
+        made = len(steps) + (0 if copy == copies[-1] else 4 - step_of(copy))
+        run(*command, copy)
+        assert len(steps) == made, copy.name
+        assert end_of(copy) == whole, copy.name
 
 
 @pytest.mark.parametrize(
-    ("text", "depth", "numbers"),
-    [
-        ("bottom", 6, (0, 1)), ("middle", 6, (2, 3)), ("top", 6, (4, 5)), ("all", 3, (0, 1, 2)),
-        ("bottom", 2, (0,)), ("top", 2, (1,)), ("middle", 7, (2, 3, 4)), ("0-2", 6, (0, 1, 2)),
-        ("4", 6, (4,)), ("3,0-1,1", 6, (0, 1, 3)),
-    ],
+    ("spoiled", "status", "said"),
+    [(lambda: signal.raise_signal(signal.SIGINT), "130", "interrupted: by Ctrl-C"),
+     (lambda: math.nan, "2", "error: step 8: the loss is nan, the length of its gradient nan;")],
 )  # fmt: skip
-def test_layers_have_names_and_closed_ranges(text: str, depth: int, numbers: tuple) -> None:
-    assert train.layer_numbers(text, depth) == numbers
-
-
-def test_a_finished_run_is_not_trained_again(
-    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
+def test_ctrl_c_or_a_loss_of_nan_loses_what_came_after_the_last_evaluation(
+    spoiled: Callable, status: str, said: str, dropout_world: Path, tmp_path: Path, out: Path,
+    run: Run, steps: list, monkeypatch: Patch, capsys: Capsys,
 ) -> None:  # fmt: skip
-    arguments = ["--data", small_world, "--steps", 2, "--out", tmp_path / "run"]
-    run_train(monkeypatch, *arguments)
-    first = capsys.readouterr().out
-    log, steps = (tmp_path / "run" / "log.jsonl").read_bytes(), []
-    monkeypatch.setattr(train, "train", lambda *_: steps.append(1))
-    run_train(monkeypatch, *arguments)
-    again = capsys.readouterr().out
-    assert steps == []
-    assert (tmp_path / "run" / "log.jsonl").read_bytes() == log
-    assert "finished: nothing is left to train" in again
-    assert first[first.index("test  ") :] == again[again.index("test  ") :], "the same report"
+    """In step 8 of 20, after an evaluation in step 6."""
+    command = ["--data", dropout_world, "--steps", 20, "--batch-size", 4, "--out"]
+    factor, loss = lambda: spoiled() if len(steps) == 8 else 1, train.cross_entropy
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "cross_entropy", lambda *a: loss(*a) * factor())
+        with pytest.raises(SystemExit, match=status):
+            run(*command, out)
+    assert re.fullmatch(f"\n?{said}.*\n", capsys.readouterr().err)
+    assert step_of(out) == 6
+    goes_on, whole = run(*command, out), run(*command, tmp_path / "whole")
+    assert len(steps) == 8 + 14 + 20
+    reports = [[row for row in text.splitlines() if "  step " in row] for text in (goes_on, whole)]
+    assert reports[0] == reports[1], "what was reported before is reported again"
+    assert end_of(out) == end_of(tmp_path / "whole")
 
 
-def test_what_a_failing_run_would_replace_is_kept(
-    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("finished", [True, False])
+def test_the_same_run_is_found_wherever_its_files_lie_and_another_one_is_refused(
+    finished: bool, own_data: Path, out: Path, run: Run, refusal: Run, steps: list,
+    monkeypatch: Patch, capsys: Capsys,
+) -> None:  # fmt: skip
+    """Another one has another argument, or changed questions, labels, weights or settings."""
+    command = ["--inject", "none", "--steps", 2, "--out", out, "--data", own_data, "--checkpoint"]
+    checkpoint = Path(shutil.copytree(REFERENCE / "bert", own_data / "bert"))
+    with monkeypatch.context() as patched, nullcontext() if finished else pytest.raises(SystemExit):
+        if not finished:
+            patched.setattr(train, "save_pretrained", interrupt)
+        run(*command, checkpoint)
+    capsys.readouterr()
+    before = files_of(out)
+    again = f"error: {out} has another run, of other {{}}: name a new folder with --out, or delete"
+    for name, *words in (["seed", 1], ["steps", 3], ["lr", 1e-4], ["warmup", 1]):
+        assert refusal(*command, checkpoint, f"--{name}", *words).startswith(again.format(name))
+    for path in (own_data / "train.jsonl", own_data / "dev-labels.lst", own_data / "test.jsonl",
+                 checkpoint / "model.safetensors", checkpoint / "config.json"):  # fmt: skip
+        content = path.read_bytes()
+        changed = content[:-1] + bytes([content[-1] ^ 1])  # the last bit of the last weight
+        path.write_bytes(changed if path.suffix == ".safetensors" else content + b"\n")
+        assert refusal(*command, checkpoint).startswith(again.format("files")), path
+        path.write_bytes(content)
+    assert files_of(out) == before
+    moved = Path(shutil.copytree(own_data, own_data / "moved"))
+    said = [run(*command, moved / "bert", "--data", moved) for _ in range(2)]
+    assert ["nothing is left to train" in text for text in said] == [finished, True]
+    first, second = (text[text.index("\nvalid  ") :] for text in said)
+    assert first == second, "the same report"
+    assert len(steps) == 2
+
+
+def be(rank: int, all_reduce: Callable, monkeypatch: Patch) -> None:
+    """Makes this process that one of torchrun's two; nobody is there to be met."""
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # so that it comes back
+    monkeypatch.setattr(train, "WORLD", 2)
+    monkeypatch.setattr(train, "RANK", rank)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda _: None)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+
+
+def test_only_torchrun_says_how_many_processes_there_are(monkeypatch: Patch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    for name, expected in (("SLURM_JOB_ID", (1, 0)), ("TORCHELASTIC_RUN_ID", (2, 1))):
+        monkeypatch.setenv(name, "x")
+        module = runpy.run_path(str(HERE / "train.py"))
+        assert (module["WORLD"], module["RANK"]) == expected
+
+
+@pytest.mark.parametrize("batch_size", [13, 1])
+def test_two_processes_make_the_step_of_one_and_the_first_alone_evaluates_prints_and_saves(
+    batch_size: int, small_world: Path, tmp_path: Path, run: Run, monkeypatch: Patch
 ) -> None:
-    """Another run in the folder of a finished one, stopped in its last step."""
-    arguments = ["--data", small_world, "--steps", 2, "--out", tmp_path / "run"]
-    run_train(monkeypatch, *arguments)
-    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    monkeypatch.setattr(train, "measure", interrupt)
-    with pytest.raises(SystemExit):
-        run_train(monkeypatch, *arguments, "--seed", 1)
-    after = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    assert after.pop(STATE)
-    assert after == before
+    """In a batch of one question, the second process has none. Each draws dropout of its own."""
+    clip, seed, gradients, sent, seeds = train.clip_grad_norm_, torch.manual_seed, [], [], []
 
+    def spy(parameters: Iterator, most: float) -> Tensor:
+        parameters = list(parameters)
+        gradients.append([p.grad.clone() for p in parameters])
+        return clip(parameters, most)
 
-def test_a_world_is_checked_as_a_checkpoint_is(
-    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> None:  # fmt: skip
-    """The [SEP] that closes the facts is the vocabulary's, and the vocabulary must fit."""
-    world = Path(shutil.copytree(small_world, tmp_path / "world"))
-    config = json.loads((world / "config.json").read_text())
-    del config["sep_token_id"]
-    (world / "config.json").write_text(json.dumps(config))
-    arguments = ["--data", world, "--inject", "concat", "--steps", 1, "--out", tmp_path / "run"]
-    run_train(monkeypatch, *arguments)
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["sep_token_id"] == 3
-    (world / "config.json").write_text(json.dumps(config | {"vocab_size": 20}))
-    with pytest.raises(SystemExit):
-        run_train(monkeypatch, *arguments)
-    assert "the vocabulary has 64 tokens, but vocab_size" in capsys.readouterr().err
+    monkeypatch.setattr(train, "clip_grad_norm_", spy)
+    monkeypatch.setattr(torch, "manual_seed", lambda number: seeds.append(number) or seed(number))
+    command = ["--data", small_world, "--steps", 1, "--batch-size", batch_size, "--out"]
+    run(*command, tmp_path / "one")
+    with monkeypatch.context() as patched:
+        be(1, lambda tensor: sent.append(tensor.clone()), patched)
+        patched.setattr(Answerer, "answered_right", None)
+        assert run(*command, tmp_path / "two") == ""
+    assert not (tmp_path / "two").exists()
+    be(0, lambda tensor: tensor.add_(sent.pop(0)), monkeypatch)
+    run(*command, tmp_path / "two")
+    assert (sent, seeds) == ([], [0, 1_000_000, 0, 3_000_000, 0, 2_000_000])
+    one, _, two = gradients
+    assert max(map(biggest_change, one, two)) < 1e-6, "float32"
+    losses = [log_of(tmp_path / out)[1]["loss"] for out in ("one", "two")]
+    assert abs(losses[0] - losses[1]) < 1e-6, "float32"
