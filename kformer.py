@@ -25,10 +25,10 @@ other ways, and the plain model gets none:
 
 Shapes. B questions, C choices, T tokens, S candidate facts, N facts kept, L tokens in a fact,
 D hidden size, M FFN width, H heads. "..." is the batch, (B,) or (B, C); facts that all choices of
-a question share have a 1 for C, and are broadcast.
+a question share have size 1 in the place of C, and are broadcast.
 
-Read from top to bottom, in the order in which data meets the parts. It needs torch alone; `python
-kformer.py` teaches a tiny model to read facts, in a few seconds.
+Read from top to bottom: the parts, the whole model (`Kformer`), what training starts from. It needs
+torch alone; `python kformer.py` teaches a tiny model to read facts, in a few seconds.
 """
 
 from collections.abc import Collection
@@ -66,13 +66,13 @@ class KformerConfig:
 
     def __post_init__(self) -> None:
         depth = self.num_hidden_layers
-        if self.inject_layers is None:  # the top three, the paper's best; layer 0 only if alone
+        if self.inject_layers is None:  # the top three, the paper's best; 0 only of a single layer
             self.inject_layers = range(1, depth)[-3:] or [0]
         self.inject_layers = tuple(self.inject_layers)
         for name, known in (("inject", VARIANTS), ("model_type", MODEL_TYPES)):
             if getattr(self, name) not in known:
                 raise ValueError(f'{name} is "{getattr(self, name)}", must be {" or ".join(known)}')
-        if not set(self.inject_layers) <= set(range(depth)):
+        if not self.inject_layers or not set(self.inject_layers) <= set(range(depth)):
             raise ValueError(f"inject_layers {self.inject_layers} must be from 0 to {depth - 1}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
@@ -136,7 +136,7 @@ def nearest_facts(
     """Keeps the `num_facts` of S candidates that are nearest to a text, in their old order.
 
     Nearest is the largest dot product of the two mean embeddings (paper, section 3.2; the release's
-    transformer_sentence_encoder.py). Ties go to the first; empty slots only fill up.
+    transformer_sentence_encoder.py). Ties go to the first; empty slots are kept last of all.
 
     fact_ids (..., S, L), text (..., D), of a question and a choice -> (..., N, L), N at most S
     """
@@ -148,8 +148,8 @@ def nearest_facts(
     if fact_ids.shape[-2] <= config.num_facts:
         return fact_ids
     mask = fact_ids != config.pad_token_id
-    # The dot product with a mean is the mean of dot products, so one product with each word of the
-    # vocabulary is enough; to embed thousands of candidates would take gigabytes.
+    # The dot product with a mean is the mean of dot products. So the products with all words of the
+    # vocabulary are enough, to be looked up; to embed thousands of candidates takes gigabytes.
     products = (text @ table.weight.T).take_along_dim(fact_ids.flatten(-2), -1)  # (..., S L)
     products = products.unflatten(-1, fact_ids.shape[-2:]) * mask  # (..., S, L)
     relevance = products.sum(-1) / mask.sum(-1)  # (..., S)
@@ -308,7 +308,7 @@ class Kformer(nn.Module):
 
     attention_mask (..., T) is 1 for tokens and 0 for padding, by default 0 where input_ids has
     `pad_token_id`; token_type_ids (..., T) are 0 by default. A fact of padding alone is an empty
-    slot, which changes nothing. Raises ValueError for more tokens than `max_tokens`.
+    slot, which changes nothing. In "concat" T grows. Raises ValueError for more than `max_tokens`.
 
     With `cls_only` the top layer computes the state of [CLS] alone, (..., 1, D), from the same
     context. The head needs no other, and a training step takes a seventh less time.
@@ -344,11 +344,11 @@ class Kformer(nn.Module):
         segments = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         facts = self.kept_facts = None
         if fact_ids is not None and config.inject != "none":
-            concat, words = config.inject == "concat", self.embeddings.word_embeddings
-            table = words if concat else self.fact_embeddings
+            words = self.embeddings.word_embeddings
+            table = words if config.inject == "concat" else self.fact_embeddings
             text = mean_embedding(words, input_ids, mask)
             self.kept_facts = fact_ids = nearest_facts(fact_ids, table, text, config)
-            if concat:
+            if config.inject == "concat":
                 input_ids, mask, segments = append_facts(
                     input_ids, mask, segments, fact_ids, config
                 )
@@ -404,7 +404,8 @@ def initialize_projection(
 ) -> None:
     """Fills Wk or Wv of a layer; `name` is "Wk.weight", "Wk.bias", "Wv.weight" or "Wv.bias".
 
-    Biases start at 0, weights at a multiple of I: a key is its fact, and fires at the fact's words.
+    Biases start at 0, weights at a multiple of I. With Wk = I a key is the fact itself, and has a
+    large product with tokens that are words of the fact.
     """
     starts = {  # inject, from_scratch -> I times this in Wk, in Wv
         ("ffn", False): (1, 0),  # the first step is exactly the plain encoder
@@ -412,16 +413,16 @@ def initialize_projection(
         ("attention", False): (1, 1),  # the facts themselves stand before the text
         ("attention", True): (4, 4),  # a mean of words is shorter than the words it competes with
     }
-    Wk, Wv = starts[config.inject, from_scratch]
+    of_key, of_value = starts[config.inject, from_scratch]
     parameter.zero_()
     if name.endswith("weight"):
-        parameter.diagonal().fill_(Wk if name.startswith("Wk") else Wv)
+        parameter.diagonal().fill_(of_key if name.startswith("Wk") else of_value)
 
 
 @torch.no_grad()
 def initialize(model: Kformer, missing: Collection[str] | None = None) -> None:
-    """From scratch, fills all parameters of the encoder; after a checkpoint, those that it lacks,
-    whose names are in `missing`, the head's too.
+    """From scratch, gives the encoder its start; after a checkpoint, fills the parameters that it
+    lacks, those of the head too: their names are in `missing`.
 
     The release draws all from N(0, 0.02), as BERT does. A fact's key then has nothing to do with
     its words, and facts are hardly used (docs/results.md has the figures). So here the fact table
@@ -437,11 +438,11 @@ def initialize(model: Kformer, missing: Collection[str] | None = None) -> None:
         module, kind = name.split(".")[-2:]
         if not from_scratch and name not in missing:
             continue
-        if module == "fact_embeddings":
+        if module == "fact_embeddings":  # the word table stands before it, and has its start
             parameter.copy_(model.embeddings.word_embeddings.weight)
         elif module in ("Wk", "Wv"):
             initialize_projection(parameter, f"{module}.{kind}", model.config, from_scratch)
-        elif not from_scratch:  # the pooler and the head
+        elif not from_scratch:  # the head: pooler and classifier
             parameter.normal_(std=0.02) if kind == "weight" else parameter.zero_()
         elif module == "word_embeddings":
             nn.init.orthogonal_(parameter)  # then each word gets the length sqrt(D)
@@ -465,8 +466,8 @@ def demo() -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
 
     def questions(count: int, odd: int) -> tuple[Tensor, Tensor]:
-        """Two people and their rooms: "[CLS] ann 3", "[CLS] ann 7" (count, 2, 3) are the choices,
-        "ann 3", "bob 7" (count, 2, 2) the facts. Name + room is even, or odd.
+        """Choices "[CLS] ann 3", "[CLS] ann 7" (count, 2, 3) and facts "ann 3", "bob 7" (count, 2,
+        2). In training all sums of name and room are even, in the test odd: no pair is in both.
         """
         names = 2 * torch.rand(count, 5).argsort()[:, :2] + torch.randint(2, (count, 1))
         rooms = (names + 2 * torch.randint(5, (count, 1)) + odd) % 10
@@ -477,7 +478,7 @@ def demo() -> None:
     for _ in range(150):
         input_ids, fact_ids = questions(64, odd=0)
         scores = model(input_ids, fact_ids=fact_ids)  # (64, 2)
-        loss = -scores.log_softmax(-1)[:, 0].mean()  # the first choice is right; no score knows it
+        loss = -scores.log_softmax(-1)[:, 0].mean()  # the first is right: each is scored alone
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

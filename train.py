@@ -60,7 +60,7 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     add("--inject", choices=VARIANTS, help="where the facts go: nowhere, behind the input, before "
         "attention's keys and values, into the FFN (default: as in the checkpoint, or ffn)")
     add("--layers", metavar="WHICH", help="bottom, middle or top (a third of the layers), all, or "
-        "numbers from 0, such as 0-2 or 0,2 (default: as in the checkpoint, or the top three)")
+        "numbers from 0, such as 0-2 or 0,2 (default: as in the checkpoint, or the last three)")
     add("--facts", type=int, metavar="N",
         help="facts kept for a question, those nearest to it (default: as in the checkpoint, or 5)")
     add("--data", type=Path, default=toy, metavar="FOLDER",
@@ -104,7 +104,7 @@ def layer_numbers(text: str, depth: int) -> tuple[int, ...]:
     ends = [] if text in names else [part.split("-") for part in text.split(",")]
     numbers = names.get(text) or {i for e in ends for i in range(int(e[0]), int(e[-1]) + 1)}
     if not numbers or max(numbers) >= depth:
-        raise ValueError(f"--layers {text}: the model has the layers 0 to {depth - 1}")
+        raise ValueError(f"--layers {text}: no such layers, the model has 0 to {depth - 1}")
     return tuple(sorted(numbers))
 
 
@@ -112,8 +112,8 @@ def layer_numbers(text: str, depth: int) -> tuple[int, ...]:
 
 
 def open_model(args: Namespace) -> tuple[Answerer, dict[str, float]]:
-    """The model with its tokenizer, and the rates of parameters that don't learn at --lr, as
-    multiples of it. Fills in what is left to default of the arguments.
+    """The model with its tokenizer, and for parameters that don't learn at --lr a factor. Fills in
+    arguments that were not given.
     """
     folder = args.checkpoint or args.data
     config, tokenizer = open_config(folder)
@@ -135,7 +135,7 @@ def open_model(args: Namespace) -> tuple[Answerer, dict[str, float]]:
         rates = {n: 10.0 for n in report.new if "Wk" not in n and "fact_embeddings" not in n}
     else:
         model = KformerForMultipleChoice(config)
-        # At the full rate the pooler's tanh soon saturates, and concat dies more often.
+        # At the full rate the pooler's tanh soon saturates, and concat stays at chance more often.
         rates = {"pooler.weight": 0.1, "pooler.bias": 0.1}
     return Answerer(model.to(args.device), tokenizer, args.dtype), rates
 
@@ -143,7 +143,7 @@ def open_model(args: Namespace) -> tuple[Answerer, dict[str, float]]:
 def read_data(args: Namespace) -> dict[str, list[Question]]:
     """The questions of "train", of "valid" and, last, of "test" if there is one."""
     paths = split_paths(args.data)
-    splits = {split: read_questions(path, split != "test") for split, path in paths.items()}
+    splits = {s: read_questions(path, answers_needed=s != "test") for s, path in paths.items()}
     everything = [q for part in splits.values() for q in part]
     sizes = ", ".join(f"{len(part):,} {split}" for split, part in splits.items())
     choices = " or ".join(map(str, sorted({len(q.choices) for q in everything})))
@@ -199,17 +199,18 @@ def train(
     if len(log) > 1:  # it was stopped
         best, row = read_state(args.out, model, optimizer), dict(log[-1])
         print(*map(row_of_report, log[1:]), sep="\n")
-    batches = islice(shuffled(data["train"], args.batch_size, args.seed), row["step"], args.steps)
-    bar = tqdm(batches, args.out.name, args.steps, initial=row["step"], unit="step", leave=False,
+    done = row["step"]
+    batches = islice(shuffled(data["train"], args.batch_size, args.seed), done, args.steps)
+    bar = tqdm(batches, args.out.name, args.steps, initial=done, unit="step", leave=False,
                disable=True if RANK else None)  # fmt: skip
     evaluate_at = {round(args.steps * i / 10) for i in range(1, 11)}
-    for step, batch in enumerate(bar, row["step"] + 1):
+    for step, batch in enumerate(bar, done + 1):
         start = time.perf_counter()
         torch.manual_seed(args.seed + 1_000_000 * (WORLD * step + RANK))  # of the dropout
         for group in optimizer.param_groups:
             group["lr"] = group["full_lr"] * lr_share(step - 1, args.steps, args.warmup)
         model.train()
-        mine = batch[RANK::WORLD]  # all, where this is the only process
+        mine = batch[RANK::WORLD]  # all, where this is the only process; one of weight 0 for none
         weight, mine = len(mine) / len(batch), mine or batch[:1]
         answers = torch.tensor([q.answer for q in mine], device=answerer.device)
         loss = weight * cross_entropy(answerer.scores(mine), answers)
@@ -223,7 +224,7 @@ def train(
             raise ValueError(f"step {step}: {said}; a smaller --lr may help")
         optimizer.step()
         bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-        if step > 2:  # the first two warm the machine up, and aren't timed
+        if step > done + 2:  # the first two warm the machine up, and aren't timed
             row["questions"] += len(batch)
             row["seconds"] += time.perf_counter() - start
 
@@ -235,7 +236,7 @@ def train(
                 best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
             row |= {"step": step, "loss": loss.item(), "valid_accuracy": found}
             log.append(dict(row))
-            write_log(args.out, log)
+            write_log(args.out, log)  # first: read_log drops rows that no state goes with
             write_state(args.out, step, model, best, optimizer)
             tqdm.write(row_of_report(row))
     if RANK == 0:
@@ -284,7 +285,7 @@ def identity(args: Namespace) -> dict:
 
 
 def read_log(out: Path, run: dict) -> list[dict]:
-    """The log of this run, as far as its state or its result was saved.
+    """The log of this run, without rows that are newer than the state that was saved.
 
     Raises ValueError where the folder has anything else.
     """
@@ -363,7 +364,7 @@ def main(argv: list[str] | None = None) -> None:
         log = read_log(args.out, log[0])
     data = {split: answerer.encode(questions[split]) for split in ("train", "valid")}
     # the last split whose answers are known is reported
-    *_, name = (s for s, part in questions.items() if all(q.answer is not None for q in part))
+    name = [s for s, part in questions.items() if all(q.answer is not None for q in part)][-1]
     held_out = questions[name]
     if shortened := sum(q.shortened for part in data.values() for q in part):
         print(f"          {shortened:,} are too long, and lose the beginning of their context")

@@ -69,7 +69,8 @@ def notes(answerer: Answerer, q: Question) -> Iterator[str]:
     something is too long to be read.
     """
     ids_of, unk = answerer.tokenizer.encode, answerer.tokenizer.unk_token_id
-    words, [data] = " ".join([q.asked, *q.choices, *facts_of(q)]).split(), answerer.encode([q])
+    words = re.findall(r"\w+|\S", " ".join([q.asked, *q.choices, *facts_of(q)]))
+    [data] = answerer.encode([q])
     if unknown := [word for word in dict.fromkeys(words) if unk in ids_of(word)]:
         yield f"       not in its vocabulary: {printable(', '.join(unknown))}\n"
     most, facts = answerer.model.config.max_tokens, [len(ids_of(fact)) for fact in facts_of(q)]
