@@ -144,11 +144,9 @@ def read_data(args: Namespace) -> dict[str, list[Question]]:
     """The questions of "train", of "valid" and, last, of "test" if there is one."""
     paths = split_paths(args.data)
     splits = {s: read_questions(path, answers_needed=s != "test") for s, path in paths.items()}
-    everything = [q for part in splits.values() for q in part]
     sizes = ", ".join(f"{len(part):,} {split}" for split, part in splits.items())
-    choices = " or ".join(map(str, sorted({len(q.choices) for q in everything})))
-    own = sum(any(q.facts) for q in everything)
-    print(f"data      {os.path.relpath(args.data)}: {sizes} questions of {choices} choices")
+    own = sum(any(q.facts) for part in splits.values() for q in part)
+    print(f"data      {os.path.relpath(args.data)}: {sizes} questions")
     print(f"facts     {own:,} questions bring theirs" + ", and get others" * args.wrong_facts)
     if not own and args.inject != "none":
         raise ValueError(f"{args.data}: {NO_FACTS}; --inject none needs none")
@@ -224,7 +222,7 @@ def train(
             raise ValueError(f"step {step}: {said}; a smaller --lr may help")
         optimizer.step()
         bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-        if step > done + 2:  # the first two warm the machine up, and aren't timed
+        if step > 2:  # the first two warm the machine up, and aren't timed
             row["questions"] += len(batch)
             row["seconds"] += time.perf_counter() - start
 
@@ -357,8 +355,8 @@ def main(argv: list[str] | None = None) -> None:
     questions = read_data(args)
     epoch = -(-len(questions["train"]) // args.batch_size)
     args.steps = args.steps or (4 * epoch if args.checkpoint else 700)
-    runs = Path("runs", "wrong-facts") if args.wrong_facts else Path("runs")
-    args.out = args.out or runs / f"{args.inject}-seed-{args.seed}"
+    name = f"{'wrong-facts/' * args.wrong_facts}{args.inject}-seed-{args.seed}"
+    args.out = args.out or Path("runs", name)
     log = [identity(args)]
     if args.out.exists():
         log = read_log(args.out, log[0])
@@ -393,7 +391,8 @@ def main(argv: list[str] | None = None) -> None:
         write_log(args.out, log)
     (args.out / STATE).unlink(missing_ok=True)
     print(*lines_of_result(name, len(held_out), log[-1]), sep="\n")
-    print(f"saved     {args.out}; python -m lab.look {args.out} shows questions and their answers")
+    print(f"saved     {args.out}, after {log[-1]['seconds']:.0f} s of training; python -m lab.look "
+          f"{args.out} shows questions and answers")  # fmt: skip
 
 
 if __name__ == "__main__":

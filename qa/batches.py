@@ -143,10 +143,8 @@ class Answerer:
         return [encode(q, self.tokenizer, self.model.config) for q in questions]
 
     def scores(self, batch: list[Encoded], look: bool = False) -> Tensor:
-        """B questions -> (B, C) in float32, -inf where a choice is missing.
-
-        With `look` all `fact_scores` are there to be looked at afterwards; without, the top layer
-        computes [CLS] alone.
+        """B questions -> (B, C) in float32, -inf where a choice is missing. With `look` the top
+        layer has the `fact_scores` of all tokens, otherwise it computes [CLS] alone.
         """
         inputs = collate(batch, self.model.config.pad_token_id)
         inputs = {name: ids.to(self.device) for name, ids in inputs.items()}

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import product
+from itertools import chain, product
 from statistics import fmean
 
 from qa.batches import Answerer
@@ -36,9 +36,7 @@ def with_fact(q: Question, old: str, new: str) -> Question:
 
 
 def edited(q: Question) -> Question:
-    """The gold fact names another choice, and that one is now the right answer. Where choices have
-    facts of their own, that one gets the edited one too.
-    """
+    """The gold fact names another choice: the right answer now, which also gets that fact."""
     old, answer = gold(q), (q.answer + 1) % len(q.choices)
     new = naming(q.choices[q.answer]).sub(lambda _: q.choices[answer], old)
     q = with_fact(q, old, new)
@@ -48,9 +46,7 @@ def edited(q: Question) -> Question:
 
 
 def edited_elsewhere(q: Question) -> Question | None:
-    """A fact that names a wrong choice names another wrong one: the answer should stay. None if
-    there is no such fact.
-    """
+    """A fact that named a wrong choice names another wrong one; None if there is no such fact."""
     wrong = [c for i, c in enumerate(q.choices) if i != q.answer and c.strip()]
     others = [fact for fact in of_choice(q.facts, q.answer) if fact != gold(q)]
     for fact, (old, new) in product(others, zip(wrong, wrong[1:] + wrong[:1], strict=True)):
@@ -66,11 +62,16 @@ def removed(q: Question) -> Question:
 
 
 def exchanged(questions: list[Question]) -> list[Question]:
-    """Each with the facts of the next one: its first choice has those of that one's first."""
-    found, lists = [], [q.facts for q in questions]
-    for q, other in zip(questions, lists[1:] + lists[:1], strict=True):
+    """Each with the facts of the next one that shares none with it, or without any if there is no
+    such question. Its first choice has those of that one's first.
+    """
+    found, sets = [], [{fact for own in q.facts for fact in own} for q in questions]
+    for i, q in enumerate(questions):
+        places = chain(range(i + 1, len(questions)), range(i))
+        others = (questions[k].facts for k in places if sets[k] and sets[k].isdisjoint(sets[i]))
+        other = next(others, [[]])
         needed = 1 if len(other) == 1 else len(q.choices)
-        found.append(replace(q, facts=[other[i % len(other)] for i in range(needed)]))
+        found.append(replace(q, facts=[other[k % len(other)] for k in range(needed)]))
     return found
 
 
@@ -89,10 +90,12 @@ def measure(answerer: Answerer, questions: list[Question]) -> dict[str, object]:
 
     right = answered_right(questions)
     found = {"test_accuracy": fmean(right), "chance": chance(questions)}
-    if answerer.model.config.inject != "none" and any(any(q.facts) for q in questions):
-        instead = answered_right(exchanged(questions))
+    control = exchanged(questions)
+    if answerer.model.config.inject != "none" and any(any(q.facts) for q in control):
+        instead = answered_right(control)
         differ = sum(was != now for was, now in zip(right, instead, strict=True))
         found |= {"exchanged_accuracy": fmean(instead), "exchanged_differ": differ}
+        found["exchanged_none"] = sum(not any(q.facts) for q in control)
 
     with_gold = [q for q in questions if gold(q)]
     if not with_gold:
@@ -119,7 +122,8 @@ def lines_of_result(name: str, count: int, result: dict) -> Iterator[str]:
         exchanged = result["exchanged_accuracy"]
         clear = (test - exchanged) * count > 2 * result["exchanged_differ"] ** 0.5
         doubt = "" if clear else ", too close to say that its own help"
-        yield f"          with the facts of another question: {exchanged:.1%}{doubt}"
+        none = f" (none for {lacking:,})" if (lacking := result.get("exchanged_none")) else ""
+        yield f"          with the facts of another question: {exchanged:.1%}{none}{doubt}"
     if "flip_rate" in result:
         yield (
             f"edited    {result['flip_rate']:.1%} of right answers follow when the gold fact names "
@@ -128,9 +132,6 @@ def lines_of_result(name: str, count: int, result: dict) -> Iterator[str]:
         if "locality" in result:
             yield f"          {result['locality']:.1%} of them stay when another fact is edited"
         yield f"          right without the gold fact: {result['removed_accuracy']:.1%}"
-    if "seconds" in result:
-        rate = result["train_questions_per_second"]
-        yield f"time      {result['seconds']:.0f} s of training, {rate:,.0f} questions a second"
 
 
 # ------------------------------------------------------------------------------ without learning

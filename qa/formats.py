@@ -15,7 +15,7 @@ WAYS = LABEL, FROM_0, FROM_1, TEXT, TEXTS = "label", "place from 0", "place from
 FORMATS = {  # keys of the choices -> key of the answer -> how it names a choice
     "choices": {  # Kformer release, CommonsenseQA, OpenBookQA, QASC, ARC; the last one is MMLU's
         "AnswerKey": [LABEL, FROM_1], "answerKey": [LABEL], "answer_idx": [LABEL, FROM_0],
-        "answer": [LABEL, FROM_0, TEXTS],
+        "answer": [LABEL, FROM_0, TEXT, TEXTS],
     },
     "options": {"answer_idx": [LABEL, FROM_0], "answer": [LABEL, TEXT]},  # MedQA, RACE
     "endings": {"label": [FROM_0]},  # HellaSwag
@@ -28,8 +28,11 @@ FORMATS = {  # keys of the choices -> key of the answer -> how it names a choice
     "correct_answer distractor1 distractor2 distractor3": {"correct_answer": [TEXT]},  # SciQ
 }  # fmt: skip
 QUESTION = ["question", "question_stem", "goal", "sentence", "ctx", "ctx_a ctx_b", "sent1 sent2"]
-CONTEXT = ["context", "article"]
-FACTS = ["knowledges", "fact1", "fact2", "support", "exp", "explanation"]
+CONTEXT = ["context", "article", "passage", "para", "paragraph", "hint"]
+FACTS = ["knowledges", "fact1", "fact2", "support"]
+# What explains the right answer gives it away: it isn't read ("exp", "explanation", "solution").
+READ = {key for keys in [*FORMATS, *QUESTION, *CONTEXT, *FACTS] for key in keys.split()}
+READ |= {key for ways in FORMATS.values() for key in ways}
 
 
 def made_plain(path: Path, rows: dict[int, dict], labels_path: Path) -> dict[int, dict]:
@@ -42,10 +45,11 @@ def made_plain(path: Path, rows: dict[int, dict], labels_path: Path) -> dict[int
             raise ValueError(f"{labels_path}: {len(labels)} labels for {len(rows)} questions")
         pairs = zip(rows.items(), labels, strict=True)
         rows = {number: row | {"label": label} for (number, row), label in pairs}
-    plain, formats, ways, places_in = {}, set(), set(WAYS), {}
+    plain, formats, ways, places_in, unread = {}, set(), set(WAYS), {}, {}
     for number, row in rows.items():
         with blaming(f"{path}, line {number}"):
             plain[number], places_in[number], keys = to_plain(row)
+            unread |= {k: v for k, v in row.items() if k not in READ and " " in str(v).strip()}
             formats.add(keys)
             if len(formats) > 1:
                 raise ValueError("in another format than the lines before")
@@ -55,9 +59,21 @@ def made_plain(path: Path, rows: dict[int, dict], labels_path: Path) -> dict[int
     for number, places in places_in.items():
         if len({places[way] for way in ways if places}) > 1:
             raise ValueError(f"{path}: no line tells what answers are: {' or '.join(sorted(ways))}")
-        if places:
-            plain[number]["AnswerKey"] = LETTERS[places[min(ways)]]
+        with blaming(f"{path}, line {number}"):
+            leave_out_empty(plain[number], places[min(ways)] if places else None)
+    if unread:
+        print(f"note      {path}: not read: {', '.join(unread)}")
     return plain
+
+
+def leave_out_empty(row: dict, place: int | None) -> None:
+    """Choices without a word are there where others have more; `place` is that of the answer."""
+    said = [bool(choice["text"].strip()) for choice in row["choices"]]
+    row["choices"] = [c for c, is_said in zip(row["choices"], said, strict=True) if is_said]
+    if place is not None:
+        if not said[place]:
+            raise ValueError("the right choice is empty")
+        row["AnswerKey"] = LETTERS[sum(said[:place])]
 
 
 def to_plain(row: dict) -> tuple[dict, dict[str, int], str]:
@@ -102,6 +118,7 @@ def choices_of(row: dict, keys: str) -> list[dict]:
         raise ValueError(f'"{keys}" is missing or not a list')
     pairs = [pair if isinstance(pair, dict) else {"text": pair} for pair in value]
     pairs = [{"label": p["key"], "text": p.get("value")} if "key" in p else p for p in pairs]
+    pairs = [p | {k: as_text(p[k]) for k in ("text", "label") if k in p} for p in pairs]
     if len(pairs) < 2:
         raise ValueError(f"needs at least two choices, has {len(pairs)}")
     return [{"label": LETTERS[i]} | pair for i, pair in enumerate(pairs)]
@@ -111,10 +128,10 @@ def places_of(
     row: dict, ways: dict[str, list[str]], labels: list[str], choices: list[str]
 ) -> dict[str, int]:
     """The place of the answer, from 0, by each way that it may be meant; none without an answer."""
-    key = next((key for key in ways if row.get(key) not in (None, "", -1, "-1")), None)
+    key = next((k for k in ways if as_text(row.get(k)) not in ("", "-1", "nan")), None)
     if key is None:
         return {}
-    answer, numbers = str(row[key]), [str(i) for i in range(len(choices) + 1)]
+    answer, numbers = as_text(row[key]), [str(i) for i in range(len(choices) + 1)]
     names = {LABEL: labels, FROM_0: numbers[:-1], FROM_1: numbers[1:], TEXT: choices}
     names[TEXTS] = [str([text]) for text in choices]
     names = {way: names[way] for way in ways[key]}
@@ -123,6 +140,17 @@ def places_of(
         allowed = " or ".join(", ".join(known) for known in names.values())
         raise ValueError(f"the answer must be one of {allowed}, not {row[key]!r}")
     return places
+
+
+def as_text(value: object) -> object:
+    """A number as it is written, 2.0 as 2, a text without spaces around it, null as an empty one;
+    a list of one text as Python writes it. What is none of these stays as it is.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if value is None or isinstance(value, dict):
+        return value or ""
+    return str(value).strip()
 
 
 def first_text(row: dict, names: list[str]) -> str:

@@ -86,6 +86,7 @@ def is_plain(row: dict) -> bool:
         and isinstance(row.get("question"), str)
         and isinstance(choices, list)
         and all(isinstance(c, dict) and c.keys() <= {"text", "knowledge"} for c in choices)
+        and all(str(c.get("text", "")).strip() for c in choices)
         and row.get("AnswerKey") in (None, *LETTERS[: len(choices)])
     )
 
@@ -100,7 +101,7 @@ def to_question(row: dict) -> Question:
     return Question(
         "" if row.get("context") is None else text(row, "context").strip(),
         text(row, "question").strip(),
-        [text(choice, "text") for choice in choices],
+        [text(choice, "text").strip() for choice in choices],
         None if answer is None else LETTERS.index(answer), facts,
     )  # fmt: skip
 

@@ -34,7 +34,8 @@ def words(text: str) -> list[str]:
     """Words in small letters without the most common ones, and without their endings: "The owls
     were hunting" -> ["owl", "hunt"]. Without spaces, each character and each pair is a word.
     """
-    found, text = [], UNSEEN.sub("", unicodedata.normalize("NFKC", text).lower())
+    text = UNSEEN.sub("", unicodedata.normalize("NFKC", text).lower())
+    found, text = [], text.replace("_", " ")  # alarm_clock, as knowledge graphs write it
     for word in WORD.findall(UNSPACED.sub(r" \g<0> ", text)):
         if UNSPACED.match(word):
             characters = CHARACTER.findall(word)

@@ -11,15 +11,17 @@ from tqdm import tqdm
 from kformer import Kformer
 from load_weights import open_folder
 from qa.batches import pad
-from qa.errors import blaming, read_json, read_text
+from qa.errors import blaming, must_be, read_json, read_text
 
 
-def check_pooling(folder: Path) -> None:
-    """Raises ValueError unless the folder says, as those of sentence-transformers do, that a text's
-    vector is the mean of its tokens' last hidden states, and that nothing else becomes of it.
+def pooling_of(folder: Path) -> str:
+    """Whether a text's vector is the "mean" of its tokens' last hidden states, or the first, "cls".
+
+    Raises ValueError unless the folder says, as those of sentence-transformers do, that it's one of
+    these, and that nothing else becomes of it.
     """
     no = f"{folder}: no sentence encoder: modules.json and the config.json of the pooling must say "
-    no += "that a text's vector is the mean of its tokens, and nothing else"
+    no += "that a text's vector is the mean of its tokens or [CLS], and nothing else"
     path = folder / "modules.json"
     if not path.is_file():
         raise ValueError(no)
@@ -28,34 +30,43 @@ def check_pooling(folder: Path) -> None:
     if modules.keys() - {"Normalize"} != {"Transformer", "Pooling"}:
         raise ValueError(no)
     pooling = read_json(folder / modules["Pooling"] / "config.json")
-    # sentence-transformers 6.2 writes "pooling_mode"; older ones a switch for each mode
-    modes = {key for key, on in pooling.items() if key.startswith("pooling_mode_") and on}
-    if pooling.get("pooling_mode", "mean") != "mean" or not modes <= {"pooling_mode_mean_tokens"}:
+    # older files have a switch for each mode, sentence-transformers 6.2 writes "pooling_mode"
+    known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+    modes = [known.get(k) for k, on in pooling.items() if k.startswith("pooling_mode_") and on]
+    mode = pooling.get("pooling_mode", modes[0] if modes else "mean")
+    if mode not in ("mean", "cls") or len(modes) > 1:
         raise ValueError(no)
+    with blaming(folder / modules["Pooling"] / "config.json"):
+        must_be(pooling, include_prompt=(True, 1))
+    return mode
 
 
 class SentenceEncoder:
     """A folder of sentence-transformers. Raises ValueError where it isn't said to be one."""
 
     def __init__(self, folder: Path) -> None:
-        check_pooling(folder)
+        self.pooling = pooling_of(folder)
         self.model, self.tokenizer, _ = open_folder(folder, inject="none")
-        lengths = {
-            "sentence_bert_config.json": "max_seq_length",
-            "tokenizer_config.json": "model_max_length",  # where 6.2 writes it
-        }
-        found = [read_json(folder / f).get(k) for f, k in lengths.items() if (folder / f).is_file()]
+        older = read_json(folder / "sentence_bert_config.json", {})
+        newer = read_json(folder / "tokenizer_config.json", {})  # where 6.2 writes the length
+        prompts = read_json(folder / "config_sentence_transformers.json", {})
         most = self.model.config.max_tokens
-        first = next(filter(None, found), most)
-        if not isinstance(first, int):
-            raise ValueError(f"{folder}: its length is {first!r}, must be a whole number")
-        self.most = min(most, first)
+        length = older.get("max_seq_length") or newer.get("model_max_length") or most
+        with blaming(folder):
+            must_be(prompts, truncate_dim=None)
+            self.prompt = (prompts.get("prompts") or {}).get(prompts.get("default_prompt_name"), "")
+            self.lower = bool(older.get("do_lower_case"))
+            if not isinstance(length, int):
+                raise ValueError(f"its length is {length!r}, must be a whole number")
+        self.most = min(most, length)
 
     @torch.inference_mode()
     def embed(self, texts: list[str]) -> np.ndarray:
-        """(n, D): the mean of each text's last hidden states, divided by its length. A text is cut
-        to `most` tokens.
+        """(n, D): the mean of each text's last hidden states, or the first one, divided by its
+        length. A text is cut to `most` tokens.
         """
+        texts = [self.prompt + text for text in texts]
+        texts = [text.lower() for text in texts] if self.lower else texts
         rows = [
             [self.tokenizer.cls_token_id, *ids[: self.most - 2], self.tokenizer.sep_token_id]
             for ids in map(self.tokenizer.encode, texts)
@@ -67,5 +78,6 @@ class SentenceEncoder:
             ids = pad([rows[i] for i in places], self.model.config.pad_token_id)
             states = Kformer.forward(self.model, ids)  # (64, T, D), without the head
             mask = (ids != self.model.config.pad_token_id).unsqueeze(-1)
-            found[places] = normalize((states * mask).sum(-2), dim=-1)
+            mean = self.pooling == "mean"
+            found[places] = normalize((states * mask).sum(-2) if mean else states[:, 0], dim=-1)
         return found

@@ -45,7 +45,7 @@ def test_a_line_of_ours_is_read_as_if_it_had_a_key_too_many(choices: int, tmp_pa
     row["AnswerKey"] = chr(ord("A") + choices - 1)
     bare = {"question": "Who?", "choices": [{"text": "Mira"}, {"text": "Hugo"}], "id": 7}
     facts = [["All.", *[f"Fact {i}."] * (i % 3)] for i in range(choices)]
-    expected = [Question("Once.", "What?", [t["text"] for t in texts], choices - 1, facts)]
+    expected = [Question("Once.", "What?", [t["text"].strip() for t in texts], choices - 1, facts)]
     expected += [Question("", "Who?", ["Mira", "Hugo"], answer, [[]]) for answer in (0, None)]
     for more in ({}, {"source": "x"}):  # with it, by way of formats.py
         rows = [more | line for line in (row, bare | {"AnswerKey": "A"}, bare)]
@@ -61,9 +61,11 @@ def test_a_line_of_ours_is_read_as_if_it_had_a_key_too_many(choices: int, tmp_pa
         ("mmlu", {"context": None}, {"asked": OWL[0]}),
         ("hellaswag", {"ctx": None, "ctx_b": ""}, {"question": "What"}),
         ("swag", {"sent1": "What eats mice?", "sent2": ""}, {"question": "What eats mice?"}),
-        ("medmcqa", {"exp": None}, {"facts": [[]]}), ("sciq", {"support": ""}, {"facts": [[]]}),
+        ("sciq", {"support": ["Owls.", "Mice."]}, {"facts": [["Owls.", "Mice."]]}),
+        ("sciq", {"support": ""}, {"facts": [[]]}),
         ("release", {"knowledges": [" ", "Mice."]}, {"facts": [["Mice."]]}),
-        ("mmlu", {"explanation": ["Owls.", "Mice."]}, {"facts": [["Owls.", "Mice."]]}),
+        ("mmlu", {"hint": "Owls hunt."}, {"context": "Owls hunt."}),
+        ("mmlu", {"explanation": "Owls eat mice."}, {"facts": [[]]}),  # it gives the answer away
         ("release, facts of each choice", {"knowledges": "Owls eat mice."}, {"facts": [
             ["Owls eat mice.", fact] for [fact] in FACTS["release, facts of each choice"]]}),
     ],
@@ -85,8 +87,9 @@ SAID = {  # that the answers are the third choice, the first, the second; or of 
     ("stem", "answerKey"): ["312"], ("openbookqa, hub", "answerKey"): ["CAB"],
     ("medqa", "answer_idx"): ["CAB"], ("medqa, pairs", "answer_idx"): [[2, 0, 1]],
     ("medqa, bigbio", "answer"): [[[OWL[1][i]] for i in (2, 0, 1)]],
-    ("mmlu", "answer"): [[2, 0, 1], "CAB"], ("race", "answer"): ["CAB"],
-    ("swag", "label"): [[2, 0, 1]], ("hellaswag", "label"): ["201", [2, 0, 1]],
+    ("mmlu", "answer"): [[2, 0, 1], [2.0, 0.0, 1.0], "CAB", [OWL[1][i] for i in (2, 0, 1)]],
+    ("race", "answer"): ["CAB", ["C\n", "A ", "B"]], ("swag", "label"): [[2, 0, 1]],
+    ("hellaswag", "label"): ["201", [2, 0, 1]],
     ("cosmos", "label"): [[2, 0, 1]], ("social_iqa", "label"): ["312", "CAB"],
     ("medmcqa", "cop"): [[2, 0, 1], [3, 1, 2, 4]],
     ("piqa", "label"): ["10", [1, 0]], ("winogrande", "answer"): ["21"],
@@ -98,6 +101,36 @@ def test_answers_are_counted_as_their_format_says(name: str, key: str, tmp_path:
     for said in SAID[name, key]:
         right = [1, 0] if len(said) == 2 else [2, 0, 1]
         assert answers(tmp_path / "train.jsonl", name, key, said)[:3] == right
+
+
+def test_an_answer_that_nobody_has_told_is_none(tmp_path: Path) -> None:
+    rows = [FORMATS["mmlu"] | {"answer": a} for a in (1, None, "", -1, -1.0, "-1", float("nan"))]
+    found = read_questions(write_lines(tmp_path / "x.jsonl", *rows), False)
+    assert [q.answer for q in found] == [1, *[None] * 6]
+
+
+def test_choices_without_a_word_are_left_out(tmp_path: Path) -> None:
+    """They stand where others have more choices. The answer's place is that among the others."""
+    for name, key, answer in (("mmlu", "choices", 3), ("release", "choices", "D")):
+        choices = ["rain", " ", None, 7, ""]
+        row = FORMATS[name] | {key: choices, "answer": 3}
+        if name == "release":
+            row = row | {key: [{"text": text or ""} for text in ("rain", " ", "", "7", "")]}
+            row |= {"AnswerKey": answer}
+        [q] = read_questions(write_lines(tmp_path / "x.jsonl", row))
+        assert (q.choices, q.answer) == (["rain", "7"], 1)
+        row |= {"answer": 1, "AnswerKey": "B"} if name == "release" else {"answer": 1}
+        with pytest.raises(ValueError, match="line 1: the right choice is empty"):
+            read_questions(write_lines(tmp_path / "x.jsonl", row))
+
+
+def test_keys_that_hold_text_and_are_not_read_are_named_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    rows = [FORMATS["mmlu"] | {"solution": "It is A.", "subject": "owls", "id": 7}] * 2
+    path = write_lines(tmp_path / "x.jsonl", *rows)
+    read_questions(path)
+    assert capsys.readouterr().out == f"note      {path}: not read: solution\n"
 
 
 def test_labels_may_be_letters_in_most_lines_and_numbers_in_some(tmp_path: Path) -> None:
