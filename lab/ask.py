@@ -69,9 +69,9 @@ def notes(answerer: Answerer, q: Question) -> Iterator[str]:
     something is too long to be read.
     """
     ids_of, unk = answerer.tokenizer.encode, answerer.tokenizer.unk_token_id
-    words = re.findall(r"\w+|\S", " ".join([q.asked, *q.choices, *facts_of(q)]))
-    [data] = answerer.encode([q])
-    if unknown := [word for word in dict.fromkeys(words) if unk in ids_of(word)]:
+    words = [w for w in " ".join([q.asked, *q.choices, *facts_of(q)]).split() if unk in ids_of(w)]
+    parts, [data] = re.findall(r"\w+|\S", " ".join(words)), answerer.encode([q])
+    if unknown := [part for part in dict.fromkeys(parts) if unk in ids_of(part)]:
         yield f"       not in its vocabulary: {printable(', '.join(unknown))}\n"
     most, facts = answerer.model.config.max_tokens, [len(ids_of(fact)) for fact in facts_of(q)]
     concat = answerer.model.config.inject == "concat" and len(data) + sum(facts) >= most

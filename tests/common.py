@@ -19,7 +19,6 @@ from test_kformer import HERE, TINY, tiny
 REFERENCE = HERE / "data" / "reference"  # written by transformers, see data/make_reference.py
 KINDS = ["bert", "roberta"]
 
-
 OWL = ("What eats mice?", ["the owl", "the oak", "rain"])
 TWO_LISTS = {"text": OWL[1], "label": ["A", "B", "C"]}
 STEM = {
@@ -35,29 +34,14 @@ FORMATS = {  # of the question OWL; where a format wants it, the last choice is 
         "context": "", "question": OWL[0], "answer_idx": "A",
         "choices": [{"text": c, "knowledge": [f"About {c}."]} for c in OWL[1]],
     },
-    "release, text from 1": {
-        "question": OWL[0], "choices": [{"text": c} for c in OWL[1]], "AnswerKey": "1",
-    },
-    "release, number from 1": {
-        "question": OWL[0], "choices": [{"text": c} for c in OWL[1]], "AnswerKey": 1,
-    },
     "release, number from 0": {
         "question": OWL[0], "choices": [{"text": c} for c in OWL[1]], "answer_idx": 0,
     },
     "social_iqa": {"context": "", "question": OWL[0]}
     | {f"answer{letter}": choice for letter, choice in zip("ABC", OWL[1], strict=True)},
     "stem": {"question": STEM, "answerKey": "1"},
-    "stem, facts of each choice": {
-        "question": STEM | {"choices": [c | {"knowledge": [f"About {c['text']}."]}
-                                        for c in STEM["choices"]]},
-        "answerKey": "1",
-    },
-    "openbookqa": {"question": STEM, "fact1": "Owls eat mice.", "answerKey": "1"},
     "openbookqa, hub": {
         "question_stem": OWL[0], "choices": TWO_LISTS, "answerKey": "A", "fact1": "Owls eat mice.",
-    },
-    "commonsense_qa, hub": {
-        "question": OWL[0], "question_concept": "owl", "choices": TWO_LISTS, "answerKey": "A",
     },
     "arc, hub": {
         "question": OWL[0], "choices": {"text": OWL[1], "label": ["1", "2", "3"]}, "answerKey": "1",
@@ -74,11 +58,8 @@ FORMATS = {  # of the question OWL; where a format wants it, the last choice is 
         "answer": OWL[1][0], "answer_idx": "A",
     },
     "medqa, pairs": {
-        "question": OWL[0], "answer": OWL[1][0], "answer_idx": "A",
+        "question": OWL[0], "answer": OWL[1][0],
         "options": [{"key": k, "value": v} for k, v in zip("ABC", OWL[1], strict=True)],
-    },
-    "medqa, answer as a text": {
-        "question": OWL[0], "options": dict(zip("ABC", OWL[1], strict=True)), "answer": OWL[1][0]
     },
     "medqa, bigbio": {
         "question": OWL[0], "choices": OWL[1], "context": "", "answer": [OWL[1][0]]
@@ -104,12 +85,9 @@ FORMATS = {  # of the question OWL; where a format wants it, the last choice is 
 FACTS = {  # that they bring, where they bring any
     "release": [["Owls eat mice."]],
     "release, facts of each choice": [["About the owl."], ["About the oak."], ["About rain."]],
-    "stem, facts of each choice": [["About the owl."], ["About the oak."], ["About rain."]],
-    "openbookqa": [["Owls eat mice."]],
     "openbookqa, hub": [["Owls eat mice."]],
     "qasc, hub": [["Owls are birds.", "Birds eat mice."]],
     "sciq": [["Owls eat mice."]],
-    "medmcqa": [["Owls eat mice."]],
 }
 
 

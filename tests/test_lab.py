@@ -58,7 +58,6 @@ def said(module: object, *arguments: object, typed: str = "") -> str:
             patch.setattr("sys.stdin", io.StringIO(typed))
             run_command(patch, module, *arguments)
     failed = error.getvalue().startswith("error: ")
-    assert not failed or error.getvalue().count("\n") == 1
     return error.getvalue() if failed else out.getvalue()
 
 
@@ -70,36 +69,31 @@ def talk(answerer: Answerer, lines: list[str], *questions: Question) -> list[str
     return [s.strip() for s in re.split(r"\n(?=\nQuestion|Type|There)", f"{first}\n{rest}")]
 
 
-def test_what_is_typed_changes_the_question() -> None:
-    q = WORLD
-    for line, expected in CHANGES.items():
-        assert ask.edit(q, line) == expected, line
-        q = ask.edit(q, line)
-    assert ask.edit(OWN, "2: w13").facts == [["w5 w7", "w13"], ["w13", "w8"], ["w9 w9"]], "all"
+def test_a_fact_is_changed_for_every_choice_that_has_it_and_added_for_all() -> None:
+    assert ask.edit(OWN, "2: w13").facts == [["w5 w7", "w13"], ["w13", "w8"], ["w9 w9"]]
     assert ask.edit(OWN, "- 4").facts == [["w5 w7", "w6"], ["w6", "w8"], []]
     assert [own[-1] for own in ask.edit(OWN, "+ w1 + 2").facts] == ["w1 + 2"] * 3
-    assert WORLD.facts == [["w5 w7", "w6 w8", "w10"]], "the question is as it was"
 
 
 def test_what_is_not_understood_is_answered_in_one_line_and_it_goes_on() -> None:
-    lines = dict.fromkeys(("w5 w6", "2", "B", "?", "help", "2nd w5", "Bw5"), ask.HOW)
-    for wrong, name in {"4 w5": 4, "0 w5": 0, "b w5": "b", "D w5": "D", "- w5": "w5"}.items():
-        lines[wrong] = f"There is no {name}. {ask.HOW}"
+    lines = dict.fromkeys(("w5 w6", "2", "?", "2nd w5", "Bw5"), ask.HOW)
+    lines |= {f"{name} w5": f"There is no {name}. {ask.HOW}" for name in ("4", "0", "b", "D")}
+    lines |= {"- w5": f"There is no w5. {ask.HOW}", "undo": "There is nothing to undo."}
     lines |= dict.fromkeys(("+ w10", "1 w10"), "There is a fact that says so already.")
-    lines["undo"] = "There is nothing to undo."
     lacking = replace(WORLD, context="w5 rain", question="who?", choices=["w7", "an w6 owl"])
     typed = [*lines, "2 w9 rain no [MASK]", "quit", "2 w8"]
-    start, *answered, again = talk(tiny_answerer("ffn"), typed, lacking)
+    _, *answered, again = talk(tiny_answerer("ffn"), typed, lacking)
     assert answered == [*lines.values()]
-    assert start.endswith("\n       not in its vocabulary: rain, who?, an, owl")
-    assert again.endswith("\n       not in its vocabulary: rain, who?, an, owl, no")
+    assert again.endswith("\n       not in its vocabulary: rain, who, ?, an, owl, no")
 
 
 @pytest.mark.parametrize("inject", ["none", "concat", "attention", "ffn"])
 def test_what_is_printed_is_what_the_model_says_of_the_edited_question(inject: str) -> None:
     answerer, was = tiny_answerer(inject, inject_layers=(0, 2)), [""] * 3
-    screens = talk(answerer, CHANGES, WORLD)
-    for q, found in zip([WORLD, *CHANGES.values()], screens, strict=True):
+    screens = talk(answerer, [*CHANGES, *["undo"] * 5], WORLD)
+    plain = [re.sub(r"[\d.]+% ->| {2,}", "", screen) for screen in screens]
+    assert plain[6:] == plain[4::-1], "but for the shares of before"
+    for q, found in zip([WORLD, *CHANGES.values()], screens[:6], strict=True):
         [(now, used)], width = answers(answerer, [q]), max(map(len, q.choices))
         rows = [f"{' >'[p == max(now)]} {'ABC'[i]}  {q.choices[i]:<{width}}{was[i]}{p:8.1%}  "
                 f"{'#' * round(20 * p)}" for i, p in enumerate(now)]  # fmt: skip
@@ -111,12 +105,9 @@ def test_what_is_printed_is_what_the_model_says_of_the_edited_question(inject: s
         was = [f"{p:9.1%} ->" for p in now]
 
 
-def test_undo_and_next_lead_to_screens_that_were_there_before() -> None:
-    answerer, other = tiny_answerer("ffn"), replace(WORLD, question="w20")
-    screens = talk(answerer, [*CHANGES, *["undo"] * 5], WORLD)
-    plain = [re.sub(r"[\d.]+% ->| {2,}", "", screen) for screen in screens]
-    assert plain[6:] == plain[4::-1]
-    one, two, again, back, change = talk(answerer, ["next", "next", "undo", "1 w30"], WORLD, other)
+def test_next_goes_around() -> None:
+    questions, typed = (WORLD, replace(WORLD, question="w20")), ["next", "next", "undo", "1 w30"]
+    one, two, again, back, change = talk(tiny_answerer("ffn"), typed, *questions)
     assert two.startswith("Question 2 of 2\n    ?  w5 w20\n")
     assert (again, back) == (one, two), "another question has no shares of before"
     assert change.count("->") == 3
@@ -135,12 +126,10 @@ def test_what_fired_is_what_the_model_has_but_for_padding_and_empty_slots(inject
     assert " ".join(choices[1].tokens) == "[CLS] w5 w6 [SEP] w8 w8 w8 [SEP]"
     for layer, scores in fact_scores(answerer.model).items():
         for i, choice in enumerate(choices):
-            rows = scores[0, i, : len(choice.tokens)].tolist()
             assert choice.facts == [own[i][n] for n in slots[i]]
-            assert choice.fired[layer].tolist() == [[row[n] for n in slots[i]] for row in rows]
+            assert choice.fired[layer].equal(scores[0, i][: len(choice.tokens), slots[i]])
     taken = max(choices, key=lambda choice: choice.probability)
-    name, (head, *lines) = "ABC"[choices.index(taken)], [*screen_of(answerer, q)][4:]
-    assert re.match(f" +layer 0  layer 2   .* choice {name} ", head)
+    name, lines = "ABC"[choices.index(taken)], screen_of(answerer, q)[5:]
     for fact, line in zip(["w5", "w6 w8", "w7", "\u200b", "w8"], lines, strict=True):
         most = [(fired.max(0).values[taken.facts.index(fact)].item(), fired.max().item())
                 for fired in taken.fired.values() if fact in taken.facts]  # fmt: skip
@@ -151,18 +140,14 @@ def test_what_fired_is_what_the_model_has_but_for_padding_and_empty_slots(inject
 
 
 def test_the_facts_that_were_kept_are_named_to_the_letter() -> None:
-    """Padding within one, and words that the vocabulary lacks, make no difference to that."""
     few, many = ["w5 [PAD] w6", "w5 owls", "w5 mice"], [f"w{i}" for i in range(20, 27)]
     questions = [replace(WORLD, facts=[some]) for some in (few, many, [])]
     for answerer in map(tiny_answerer, ("concat", "attention", "ffn")):
         [(_, used), (_, best), (_, none)] = answers(answerer, questions)
         assert (used, none, len(best)) == (few, [], 5)
-        shown = [line.split() for line in screen_of(answerer, questions[1])][-7:]
-        assert best == [f for f, words in zip(many, shown, strict=True) if words[-1] == f], "kept"
-        assert [*screen_of(answerer, questions[2])][-1].strip() == "no facts"
+        assert screen_of(answerer, questions[2])[-1].strip() == "no facts"
         wild = Question("", WILD + 500 * "w", [WILD, "w7"], None, [[f"w6 {WILD}"]])
-        assert "".join(screen_of(answerer, wild)).isprintable()
-        assert max(map(len, screen_of(answerer, wild))) < 400
+        assert all(line.isprintable() and len(line) < 400 for line in screen_of(answerer, wild))
 
 
 def tree_of(answerer: Answerer, *questions: Question) -> Callable:
@@ -179,7 +164,8 @@ def test_a_page_has_the_numbers_of_the_model(inject: str) -> None:
     answerer, plain = tiny_answerer(inject, inject_layers=(0, 2)), replace(WORLD, answer=None)
     of, old = tree_of(answerer, WORLD, plain), "w6 w8"
     versions = [WORLD, removed(WORLD), edited(WORLD), plain]
-    choices = [(c, v) for v in versions for c in look_into(answerer, v)]
+    looks = [look_into(answerer, v) for v in versions]
+    choices = [(c, v) for v, seen in zip(versions, looks, strict=True) for c in seen]
     heads = f"with the gold fact{old}", f"without it{old}", "with it editedw6 w9", "as it is"
     assert [text for text, *_ in of("h3")] == [*heads]
     assert [text for text, *_ in of("b")] == [old] * 6 + ["w6 w9"] * 6
@@ -200,14 +186,13 @@ def test_a_page_has_the_numbers_of_the_model(inject: str) -> None:
     assert [float(number) for number, _ in cells] == numbers
     shades = [shade for shade in shades if not shade.startswith("0.00")]
     assert [f"{a['style'][8:]} {'class' in a}" for _, a in cells if "style" in a] == shades
-    buttons = [(a["id"], a["type"], a["name"], "checked" in a) for _, a, _ in of("input")]
-    best = [max(look_into(answerer, v), key=lambda choice: choice.probability) for v in versions]
-    likely = [c.text == best[n // 3].text for n, (c, _) in enumerate(choices)]
-    names = [f"q{n}-v{v}" for n, many in ((1, 3), (2, 1)) for v in range(many)]
-    assert buttons == [("q-1", "radio", "q", True), ("q-2", "radio", "q", False)] + [
-        (f"{name}-{i}", "radio", name, likely.pop(0)) for name in names for i in range(3)
-    ]
-    assert [a["for"] for _, a, _ in of("label")] == [id for id, *_ in buttons]
+    buttons, checked = [a for _, a, _ in of("input")], ["q-1"]
+    for name, seen in zip(("q1-v0", "q1-v1", "q1-v2", "q2-v0"), looks, strict=True):
+        shares = [choice.probability for choice in seen]
+        checked.append(f"{name}-{shares.index(max(shares))}")
+    assert [a["id"] for a in buttons if "checked" in a] == checked
+    assert [a["for"] for _, a, _ in of("label")] == [a["id"] for a in buttons]
+    assert [a["name"] for a in buttons] == [a["id"][:-2] for a in buttons]
     assert (len(of("section")), len(of("figure"))) == (2, len(choices)), "a place for each button"
     assert re.findall(r"\((\d)\):checked ~ :is\(section, figure\)", of()[0][0]) == ["1", "2", "3"]
 
@@ -217,14 +202,11 @@ def test_a_page_loads_nothing_and_escapes_everything(inject: str) -> None:
     wild = Question(WILD, WILD, ["w9 " + WILD, "w15" + WILD], 0, [[WILD + "w9 " + WILD, WILD]])
     of = tree_of(tiny_answerer(inject), wild, WORLD)
     assert not {*"script link img iframe base object form a".split()} & {tag for *_, tag in of()}
-    attributes = {pair for _, found, _ in of() for pair in found.items()}
-    assert not [name for name, _ in attributes if name.startswith("on") or name in ("src", "href")]
-    assert all(re.fullmatch(r"--share:[\d.]+%?", value) for n, value in attributes if n == "style")
+    attributes = {name for _, found, _ in of() for name in found}
+    assert not [name for name in attributes if name.startswith("on") or name in ("src", "href")]
     assert not re.search(r"url|@import|http", of("style")[0][0])
     for tag in ("title", "h1", "h2", "small", "span", "th" if inject == "ffn" else "p"):
         assert [text for text, *_ in of(tag) if "<script>alert('\"&')</script>" in text], tag
-    shown = [f for v in (WORLD, removed(WORLD), edited(WORLD)) for f in v.facts[0] * 3]
-    assert inject == "ffn" or [text for text, *_ in of("p")][-len(shown) :] == shown
 
 
 def test_a_saved_run_is_looked_into_and_nothing_is_overwritten(saved: Path, tmp_path: Path) -> None:
@@ -241,16 +223,13 @@ def test_a_saved_run_is_looked_into_and_nothing_is_overwritten(saved: Path, tmp_
 def test_a_saved_run_is_measured_and_answers_as_before(saved: Path, tmp_path: Path) -> None:
     lines, last = said(measure, saved), log_of(saved)[-1]
     assert f"accuracy  {last['test_accuracy']:.1%} of 40 questions, chance is 25.0%\n" in lines
-    assert f"with the facts of another question: {last['exchanged_accuracy']:.1%}" in lines
-    assert f"edited    {last['flip_rate']:.1%} of right answers" in lines
     out, (answerer, questions) = tmp_path / "answers.jsonl", open_saved(saved)
     assert said(predict, saved, "--out", out) == f"{out}: 40 answers, a line each\n"
     for q, line in zip(questions, out.read_text().splitlines(), strict=True):
-        scores = answerer.scores(answerer.encode([q]))[0].softmax(-1).tolist()
+        [(scores, kept)], found = answers(answerer, [q]), json.loads(line)
+        assert found.pop("probabilities") == pytest.approx(scores, abs=1e-5)
         choice = scores.index(max(scores))
-        found = {"choice": choice, "text": q.choices[choice], "facts": q.facts[0]}
-        found["probabilities"] = pytest.approx(scores, abs=1e-5)
-        assert json.loads(line) == found
+        assert found == {"choice": choice, "text": q.choices[choice], "facts": kept}
 
 
 def test_a_run_is_opened_with_its_own_dtype_and_questions_or_one_line_says_why_not(
@@ -266,9 +245,7 @@ def test_a_run_is_opened_with_its_own_dtype_and_questions_or_one_line_says_why_n
     (other / "log.jsonl").unlink()
     assert f"{other} is no run of train.py: name a file of questions" in said(look, other)
     assert "no such folder; python train.py" in said(measure, tmp_path / "nothing")
-    assert "test.jsonl: no such file" in said(ask, saved, data / "test.jsonl")
-    bare = {"question": "w5", "choices": [{"text": "w6"}, {"text": "w7"}]}
-    (data / "test.jsonl").write_text(json.dumps(bare))
+    (data / "test.jsonl").write_text('{"question": "?", "choices": [{"text": "a"}, {"text": "b"}]}')
     without = said(look, other, data / "test.jsonl")
     assert re.fullmatch(rf"facts  .*test.jsonl: {NO_FACTS}\n(.*\n){{5}} +no facts\n", without)
     change_json(other / "config.json", inject="none")
@@ -282,8 +259,8 @@ def test_a_fact_silenced_in_a_layer_is_an_empty_slot_there(inject: str, saved: P
     for name, parameter in model.named_parameters():  # so that it minds its facts
         parameter.data *= 20 if name.endswith(("Wk.weight", "Wv.weight")) else 1
     ids = collate(answerer.encode([removed(q) for q in questions]), 0)["fact_ids"]
-    others, taken = (mean_embedding(model.fact_embeddings, ids, ids != 0), (ids != 0).any(-1)), {}
-    known = {i: model.encoder.layer[i].project(others) for i in (1, 2)}
+    others = mean_embedding(model.fact_embeddings, ids, ids != 0), (ids != 0).any(-1)
+    known, taken = {i: model.encoder.layer[i].project(others) for i in (1, 2)}, set()
     for layers in ((), (1,), (2,), (1, 2)):
         with pytest.MonkeyPatch.context() as patch:
             for i in layers:
@@ -291,7 +268,7 @@ def test_a_fact_silenced_in_a_layer_is_an_empty_slot_there(inject: str, saved: P
             best = answerer.scores(answerer.encode(questions)).argmax(-1).tolist()
         right = sum(q.answer == choice for q, choice in zip(questions, best, strict=True))
         assert facts.accuracy_silenced(answerer, questions, layers) == right / len(questions)
-        taken[tuple(best)] = layers
+        taken.add(tuple(best))
     assert len(taken) == 4, "otherwise it's a poor test"
 
 
@@ -300,7 +277,6 @@ def test_silencing_and_crowding_are_tables_over_seeds(
 ) -> None:
     accuracy = f"{100 * log_of(saved)[-1]['test_accuracy']:.1f}"
     rows, other = said(facts, "silence", saved, saved).splitlines(), changed(saved, tmp_path)
-    assert rows[0] == "| gold fact silenced in | accuracy (chance 25.0%) |"
     assert rows[2] == f"| no layer | {accuracy} ± 0.0 % |"
     assert [row.split(" | ")[0] for row in rows[3:]] == ["| 1", "| 2", "| 1, 2"]
     change_json(other / "config.json", inject="attention")
@@ -330,6 +306,5 @@ def test_both_sides_of_the_speed_table_are_timed(
         monkeypatch.setattr(speed, name, number)
     rows = said(speed, "--checkpoint", REFERENCE / "bert", "--data", small_world, "--rounds", 1)
     table = [row.strip("| ").split(" | ") for row in rows.splitlines()[2:]]
-    kinds = [[side, d] for d in ("float32", "bfloat16") for side in ("theirs", "ours")]
-    assert [row[:2] for row in table] == kinds
+    assert [row[0] for row in table] == ["theirs", "ours"] * 2
     assert all(float(cell) > 0 for row in table for cell in row[2:])

@@ -33,18 +33,6 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.iterdir()}
 
 
-def texts_of(kind: str) -> dict[str, list[int]]:
-    """Texts -> the ids that transformers gives them."""
-    lines = (REFERENCE / kind / "texts.jsonl").read_text(encoding="utf-8").splitlines()
-    return dict(json.loads(line).values() for line in lines)
-
-
-def remove_fields(folder: Path, *names: str) -> None:
-    path = folder / "config.json"
-    fields = json.loads(path.read_text())
-    path.write_text(json.dumps({k: v for k, v in fields.items() if k not in names}))
-
-
 # ------------------------------------------------------------------ opened as transformers does it
 
 
@@ -64,17 +52,10 @@ def same_as_transformers(folder: Path, **overrides: object) -> None:
         assert change < 2e-5, f"first to differ: {name}, by {change:.1e}"
 
 
-def test_the_first_layer_to_differ_is_named(folder: Path) -> None:
-    change_tensors(folder, lambda n, t: {n: t.sin() if "layer.1.output.dense.bias" in n else t})
-    with pytest.raises(AssertionError, match=r"first to differ: hidden\.2, by"):
-        same_as_transformers(folder)
-
-
 LAYOUTS = {
     "as it came": lambda name, t: {name: t},
     "no prefix": lambda name, t: {re.sub(r"^(bert|roberta)\.", "", name): t},
-    "the other prefix": lambda name, t: {re.sub(r"^bert\.", "roberta.", name): t},
-    "DataParallel": lambda name, t: {f"module.{name}": t},
+    "DataParallel, the other prefix": lambda n, t: {f"module.{re.sub('^bert', 'roberta', n)}": t},
     "gamma, beta": lambda n, t: {n.replace("m.weight", "m.gamma").replace("m.bias", "m.beta"): t},
     "extras": lambda name, t: {
         name: t,
@@ -107,7 +88,7 @@ def test_shards_are_put_together(folder: Path) -> None:
         load_pretrained(folder)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_dtypes_load_as_float32_and_are_said(dtype: torch.dtype, folder: Path) -> None:
     plain, _, report = open_folder(folder)
     assert report.notes == []
@@ -119,22 +100,13 @@ def test_other_dtypes_load_as_float32_and_are_said(dtype: torch.dtype, folder: P
 
 
 def test_the_default_is_the_one_of_the_architecture(folder: Path) -> None:
-    """Fields that are missing or null, and the dimensions of a folder without them."""
-    whole = load_config(folder)
-    remove_fields(folder, "pad_token_id", "layer_norm_eps", "is_decoder", "position_embedding_type")
+    """And null stands for it."""
+    whole, names = load_config(folder), "pad_token_id layer_norm_eps is_decoder pruned_heads"
+    change_json(folder / "config.json", **dict.fromkeys(names.split()))
     same_as_transformers(folder)
     assert load_config(folder) == whole
-    change_json(folder / "config.json", pad_token_id=None, sep_token_id=None, pruned_heads=None)
-    assert load_config(folder) == whole
-    remove_fields(folder, "vocab_size")
+    change_json(folder / "config.json", vocab_size=None)
     assert load_config(folder).vocab_size == {"bert": 30522, "roberta": 50265}[folder.name]
-
-
-def test_a_model_type_that_is_missing_must_be_said(folder: Path) -> None:
-    remove_fields(folder, "model_type")
-    with pytest.raises(ValueError, match=r'"model_type" is None, .*\(folder, model_type="bert"\)'):
-        load_pretrained(folder)
-    same_as_transformers(folder, model_type=folder.name)
 
 
 def test_overrides_come_before_checks(folder: Path) -> None:
@@ -216,7 +188,7 @@ def tied_and_transposed(model: KformerForMultipleChoice) -> nn.Module:
 
 @pytest.mark.parametrize(("inject", "change"), [
     *((inject, nn.Module.eval) for inject in ("none", "concat", "attention", "ffn")),
-    ("ffn", compiled), ("ffn", nn.DataParallel), ("ffn", tied_and_transposed),
+    ("ffn", compiled), ("ffn", tied_and_transposed),
 ])  # fmt: skip
 def test_what_is_saved_is_loaded_bit_for_bit(inject: str, change: Callable, tmp_path: Path) -> None:
     model, tokenizer = tiny(inject).float(), tiny_tokenizer()
@@ -232,7 +204,6 @@ def test_what_is_saved_is_loaded_bit_for_bit(inject: str, change: Callable, tmp_
 
 
 def test_a_saved_folder_is_the_one_that_transformers_wrote(folder: Path, tmp_path: Path) -> None:
-    """Each tensor under its name there, and its scores and ids."""
     saved = tmp_path / "saved"
     save_pretrained(*load_pretrained(folder), saved)
     found, wanted = (load_file(f / "model.safetensors") for f in (saved, folder))
@@ -240,33 +211,6 @@ def test_a_saved_folder_is_the_one_that_transformers_wrote(folder: Path, tmp_pat
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     shutil.copy(folder / EXPECTED, saved)
     same_as_transformers(saved)
-    encode = load_tokenizer(saved).encode
-    assert {text: encode(text) for text in texts_of(folder.name)} == texts_of(folder.name)
-
-
-def new_form(folder: Path) -> None:
-    """BERT's vocab.txt as tokenizer.json; RoBERTa's in parts, as transformers 4 wrote it."""
-    tokenizer = load_tokenizer(folder)
-    if folder.name == "bert":
-        (folder / "vocab.txt").unlink()
-        (folder / "tokenizer.json").write_text(json.dumps(whole_wordpiece(tokenizer.vocab)))
-        return
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).unlink()
-    for name in ("vocab.json", "merges.txt"):
-        (folder / name).write_text(tokenizer.files()[name], encoding="utf-8")
-
-
-def whole_wordpiece(words: list[str]) -> dict:
-    """What transformers writes as tokenizer.json."""
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    added = [{"id": i, "content": words[i], "special": True} | flags for i in range(5)]
-    normalizer = {"type": "BertNormalizer", "lowercase": True, "strip_accents": None}
-    normalizer |= {"clean_text": True, "handle_chinese_chars": True}
-    model = {"type": "WordPiece", "vocab": {word: i for i, word in enumerate(words)}}
-    model |= {"unk_token": "[UNK]", "continuing_subword_prefix": "##"}
-    steps = {"normalizer": normalizer, "pre_tokenizer": {"type": "BertPreTokenizer"}}
-    return {"version": "1.0", "added_tokens": added, "model": model} | steps
 
 
 def new_words(folder: Path) -> None:
@@ -292,20 +236,17 @@ def new_order(folder: Path) -> None:
     change_json(folder / "config.json", pad_token_id=sep_id)
 
 
-@pytest.mark.parametrize("changes", [
-    [], [new_form], [new_order], [new_order, new_form], [new_words], [new_form, new_words],
-])  # fmt: skip
+@pytest.mark.parametrize("change", [lambda _: None, new_order, new_words])
 def test_every_folder_that_opens_can_be_saved_and_opened_again(
-    changes: list[Callable], folder: Path, small_world: Path, monkeypatch: pytest.MonkeyPatch
+    change: Callable, folder: Path, small_world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And so can a run that is trained from it, by the commands that open runs."""
-    for change in changes:
-        change(folder)
+    change(folder)
     saved, run, answers = (folder.parent / name for name in ("saved", "run", "answers.jsonl"))
     model, tokenizer = load_pretrained(folder, inject="ffn")
     save_pretrained(model, tokenizer, saved)
     again, same_tokenizer = load_pretrained(saved)
-    texts = [*texts_of(folder.name), "a zebra<a> <mask>[MASK]"]
+    texts = ["The owl's naïve nest, 犬.", "a zebra<a> <mask>[MASK]"]
     ids = [*map(tokenizer.encode, texts)]
     assert ([*map(same_tokenizer.encode, texts)], same_tokenizer.vocab) == (ids, tokenizer.vocab)
     inputs = torch.randint(5, 60, (1, 2, 9), generator=torch.Generator().manual_seed(0))
@@ -409,12 +350,7 @@ BAD_FOLDERS = {  # one for each kind of line, and for each setting that isn't bu
     "bert/0_Transformer there is: open that": deeper("0_Transformer"),
     "bert: an adapter (adapter_config.json)": write("adapter_config.json", b"{}"),
     "config.json: not JSON (Expecting value at 'nope}')": write("config.json", b'{"a": nope}'),
-    "config.json: must be a JSON object": write("config.json", b"[]"),
-    "config.json: not UTF-8": write("config.json", b"\xff"),
-    "config.json: a pointer of Git LFS, not the file: run git lfs": write("config.json", POINTER),
     'config.json: "model_type" is \'a\\nb\', must be "bert" or "r': config(model_type="a\nb"),
-    "\"hidden_act\" is 'gelu_new', only 'gelu' is known here": config(hidden_act="gelu_new"),
-    "\"auto_map\" is {'a': 1}, not built here: take a model": config(auto_map={"a": 1}),
     **{f"config.json: \"{name}\" is 'x', ": config(**{name: "x"}) for name in SETTINGS.split()},
     "config.json: hidden_size is True, must be a whole number": config(hidden_size=True),
     "config.json: pad_token_id is -1, must be a whole number from 0": config(pad_token_id=-1),
@@ -423,7 +359,6 @@ BAD_FOLDERS = {  # one for each kind of line, and for each setting that isn't bu
     "pad_token_id is 95, too much for vocab_size 95 or max": config(pad_token_id=95),
     "16 can't be divided among num_attention_heads 3": config(num_attention_heads=3),
     "config.json: unreadable (TypeError(": config(inject_layers=2),
-    "model.safetensors: no such file": no_weights_but(),
     "model.safetensors: no such file, but tf_model.h5: transformers": no_weights_but("tf_model.h5"),
     f"{' + '.join(PICKLES)} is a pickle, which isn't read here.": no_weights_but(*PICKLES),
     f"{PICKLES[0]}: a pointer of Git LFS": no_weights_but(*PICKLES, content=POINTER),
@@ -454,10 +389,10 @@ def test_a_broken_folder_gets_one_line(message: str, tmp_path: Path) -> None:
 
 
 def test_flipped_bytes_give_a_model_or_one_line(folder: Path) -> None:
-    """100 times a byte or two of a random file; half of the flips hit the first 4,000 bytes."""
+    """60 times a byte or two of a random file; half of the flips hit the first 4,000 bytes."""
     rng, refused = random.Random(0), []
     files = sorted(p for p in folder.iterdir() if p.name not in (EXPECTED, "texts.jsonl"))
-    for _ in range(100):
+    for _ in range(60):
         path, end = rng.choice(files), rng.choice((4000, 100_000))
         whole = path.read_bytes()
         flipped = bytearray(whole)
@@ -470,7 +405,7 @@ def test_flipped_bytes_give_a_model_or_one_line(folder: Path) -> None:
         except ValueError as error:
             refused.append(str(error))
         path.write_bytes(whole)
-    assert 10 < len(refused) < 90, "of use only if some flips are noticed and some are harmless"
+    assert 6 < len(refused) < 54, "of use only if some flips are noticed and some are harmless"
     assert all(re.fullmatch(f"{re.escape(str(folder))}.+", message) for message in refused)
 
 
@@ -480,18 +415,13 @@ def transformers() -> ModuleType:
     return pytest.importorskip("transformers", reason="the references above hold without it")
 
 
-SHAPES = [
-    {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 7},
-    {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 96},
-]
-
-
-@pytest.mark.parametrize("shape", SHAPES)
 def test_random_models_agree_both_ways(
-    shape: dict, folder: Path, transformers: ModuleType, tmp_path: Path
+    folder: Path, transformers: ModuleType, tmp_path: Path
 ) -> None:
     """What transformers writes opens here, what is written here opens there; the same scores."""
-    ours, config = tmp_path / "ours", transformers.AutoConfig.from_pretrained(folder, **shape)
+    shape = {"hidden_size": 24, "num_hidden_layers": 4, "intermediate_size": 7}
+    config = transformers.AutoConfig.from_pretrained(folder, **shape, num_attention_heads=1)
+    ours = tmp_path / "ours"
     theirs = transformers.AutoModelForMultipleChoice.from_config(config).eval()
     theirs.save_pretrained(folder)
     model, tokenizer = load_pretrained(folder)
@@ -504,29 +434,28 @@ def test_random_models_agree_both_ways(
         scores = theirs(ids, attention_mask=mask).logits
         assert biggest_change(model(ids), scores) < 2e-5
         assert biggest_change(again(ids, attention_mask=mask).logits, scores) < 1e-6  # rounding
-    encode = transformers.AutoTokenizer.from_pretrained(ours).encode
-    for text, expected in texts_of(folder.name).items():
-        assert encode(text, add_special_tokens=False) == expected, text
 
 
-VARIANTS = {  # that open; all others that change states are in BAD_FOLDERS
-    "hidden_act": ["gelu_python"], "layer_norm_eps": [0.0, 1e-5, 0.1], "num_hidden_layers": [1, 2],
-    "num_attention_heads": [1, 8, 16], "position_embedding_type": [None], "pruned_heads": [{}],
-    "dtype": ["float64", None], "layer_types": [["full_attention"] * 3, ["sliding_attention"] * 3],
-    "quantization_config": [None], "transformers_weights": [None], "chunk_size_feed_forward": [3],
-    "embedding_size": [8], "head_dim": [4], "is_causal": [True], "sliding_window": [2],
-    "attention_chunk_size": [2], "attn_implementation": ["eager"], "initializer_range": [5.0],
-    "rope_scaling": [{"type": "linear", "factor": 2.0}], "tie_word_embeddings": [False],
-    "num_labels": [3], "classifier_dropout": [0.5], "architectures": [["GPT2Model"]],
-    "text_config": [{"hidden_act": "relu"}], "torchscript": [True], "output_attentions": [True],
-}  # fmt: skip
+VARIANTS = [  # that open; all others that change states are in BAD_FOLDERS
+    {"hidden_act": "gelu_python", "layer_norm_eps": 0.1}, {"num_hidden_layers": 1, "dtype": None},
+    {"num_attention_heads": 16, "layer_norm_eps": 0.0, "dtype": "float64"},
+    {
+        "position_embedding_type": None, "pruned_heads": {}, "quantization_config": None,
+        "transformers_weights": None, "layer_types": ["sliding_attention"] * 3, "is_causal": True,
+        "sliding_window": 2, "attention_chunk_size": 2, "chunk_size_feed_forward": 3,
+        "attn_implementation": "eager", "embedding_size": 8, "head_dim": 4, "num_labels": 3,
+        "rope_scaling": {"type": "linear", "factor": 2.0}, "tie_word_embeddings": False,
+        "initializer_range": 5.0, "classifier_dropout": 0.5, "architectures": ["GPT2Model"],
+        "text_config": {"hidden_act": "relu"}, "torchscript": True, "output_attentions": True,
+    },
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "value"), [(n, v) for n, vs in VARIANTS.items() for v in vs])
-def test_a_setting_changes_the_states_as_in_transformers(
-    name: str, value: object, folder: Path, transformers: ModuleType
+@pytest.mark.parametrize("settings", VARIANTS)
+def test_settings_change_the_states_as_in_transformers(
+    settings: dict, folder: Path, transformers: ModuleType
 ) -> None:
-    change_json(folder / "config.json", **{name: value})
+    change_json(folder / "config.json", **settings)
     model, tokenizer = load_pretrained(folder)
     ids = torch.randint(6, len(tokenizer.vocab), (3, 9))
     ids[0, 6:] = tokenizer.pad_token_id

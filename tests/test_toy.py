@@ -1,9 +1,11 @@
 """The toy world."""
 
-import json
 import math
 import random
+from collections import Counter
+from itertools import product
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -18,25 +20,19 @@ def test_the_toy_world_is_what_its_generator_writes(tmp_path: Path) -> None:
     for written in sorted(tmp_path.iterdir()):
         committed = HERE / "data" / "toy" / written.name
         assert written.read_bytes() == committed.read_bytes(), f"data/toy/{written.name}"
+    assert len(make_toy.vocabulary("plain")) <= make_toy.CONFIG["hidden_size"], "right angles"
 
 
 @pytest.mark.parametrize("level", make_toy.LEVELS)
 def test_every_word_of_a_level_is_in_its_vocabulary(level: str, tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("\n".join(make_toy.vocabulary(level)))
-    tokenizer, seen = load_tokenizer(tmp_path), set()
-    for split, rng in ((split, random.Random(0)) for split in make_toy.SIZES):
-        for _ in range(300):
-            line = json.dumps(make_toy.make_question(rng, split, level))
-            question = to_question(json.loads(line))
-            for text in (question.question, *question.choices, *question.facts[0]):
-                seen |= set(tokenizer.encode(text))
-    assert tokenizer.unk_token_id not in seen
+    tokenizer, seen, rng = load_tokenizer(tmp_path), set(), random.Random(0)
+    for split in [*make_toy.SIZES] * 200:
+        q = to_question(make_toy.make_question(rng, split, level))
+        for text in (q.question, *q.choices, *q.facts[0]):
+            seen |= set(tokenizer.encode(text))
     unused = set(tokenizer.vocab) - {tokenizer.decode([i]) for i in seen}
     assert unused == {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}
-
-
-def test_the_words_of_the_plain_level_have_room_for_right_angles() -> None:
-    assert len(make_toy.vocabulary("plain")) <= make_toy.CONFIG["hidden_size"]
 
 
 def triple(fact: str) -> tuple[str, str, str]:
@@ -56,10 +52,7 @@ def test_each_question_is_two_verbs_by_two_things(toy: dict) -> None:
 
 
 def test_people_and_things_are_known_but_not_together(toy: dict) -> None:
-    pairs = {
-        split: {(who, thing) for q in questions for who, _, thing in map(triple, q.facts[0])}
-        for split, questions in toy.items()
-    }
+    pairs = {s: {triple(fact)[::2] for q in toy[s] for fact in q.facts[0]} for s in toy}
     for split in ("valid", "test"):
         assert not pairs[split] & pairs["train"]
         for place in (0, 1):
@@ -69,40 +62,34 @@ def test_people_and_things_are_known_but_not_together(toy: dict) -> None:
 def test_two_hops_need_both_facts() -> None:
     """Whoever knows the one of the right fact is the answer; one fact leads to the other."""
     rng = random.Random(0)
-    for split in make_toy.SIZES:
-        for _ in range(50):
-            q = make_toy.make_question(rng, split, "two-hops")
-            facts = [triple(fact) for fact in q["knowledges"]]
-            verb, thing = q["question"].removesuffix("?").split()[-2:]
-            [who] = [f[0] for f in facts if f[1:] == (verb, thing)]
-            [answer] = [f[0] for f in facts if f[1:] == ("knows", who)]
-            assert q["choices"]["ABCD".index(q["AnswerKey"])]["text"] == answer
+    for split in [*make_toy.SIZES] * 50:
+        q = to_question(make_toy.make_question(rng, split, "two-hops"))
+        facts = [triple(fact) for fact in q.facts[0]]
+        verb, thing = q.question.removesuffix("?").split()[-2:]
+        [who] = [f[0] for f in facts if f[1:] == (verb, thing)]
+        [answer] = [f[0] for f in facts if f[1:] == ("knows", who)]
+        assert q.choices[q.answer] == answer
+
+
+def is_chance(share: float, count: int) -> bool:
+    return abs(share - 0.25) < 4 * math.sqrt(0.25 * 0.75 / count)  # four standard deviations
 
 
 def test_the_facts_of_the_control_belong_to_other_questions() -> None:
     rng = random.Random(0)
     lines = [make_toy.make_question(rng, "test", "control") for _ in range(1000)]
-    answered = make_toy.shortcuts(lines)["... and the fact has both"]
-    assert abs(answered - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 1000)
+    assert is_chance(make_toy.shortcuts(lines)["... and the fact has both"], len(lines))
 
 
 def test_without_facts_nothing_tells_the_choices_apart(toy: dict) -> None:
-    """A table of how often each word pair was right in training does no better than chance."""
-    right, seen = {}, {}
+    """Neither how often a choice was right in training beside each word, nor its place."""
+    luck, hits = Counter(), []
     for q in toy["train"]:
-        for i, choice in enumerate(q.choices):
-            for clue in (*q.question.split(), f"place {i}"):
-                seen[clue, choice] = seen.get((clue, choice), 0) + 1
-                right[clue, choice] = right.get((clue, choice), 0) + (i == q.answer)
-    hits = 0
+        for word, choice in product(q.question.split(), q.choices):
+            luck[word, choice] += (choice == q.choices[q.answer]) - 0.25
     for q in toy["test"]:
-        scores = [
-            sum(right.get(c, 0) / seen.get(c, 1) for c in ((w, choice) for w in q.question.split()))
-            for choice in q.choices
-        ]
-        hits += scores.index(max(scores)) == q.answer
-    for split in toy:
-        for place in range(4):
-            share = sum(q.answer == place for q in toy[split]) / len(toy[split])
-            assert abs(share - 0.25) < 4 * math.sqrt(0.25 * 0.75 / len(toy[split]))
-    assert abs(hits / len(toy["test"]) - 0.25) < 4 * math.sqrt(0.25 * 0.75 / len(toy["test"]))
+        scores = [sum(luck[word, choice] for word in q.question.split()) for choice in q.choices]
+        hits.append(scores.index(max(scores)) == q.answer)
+    assert is_chance(fmean(hits), len(hits))
+    for questions, place in product(toy.values(), range(4)):
+        assert is_chance(fmean(q.answer == place for q in questions), len(questions))
