@@ -263,6 +263,8 @@ def test_attention_with_a_prefix_learns_and_has_dropout() -> None:
     for what, grad in zip(learn, grads, strict=True):
         if grad is None or not grad.isfinite().all() or not grad.any():
             fail(f"{name}: no gradient, or nan, reaches {what}.")
+    got, right = torch.stack(grads[:2]).any(-1).float(), real.expand(2, B, N).float()
+    compare(f"{name}, gradient", got, right, "It reaches each fact, and no empty slot.")
     layer.train().dropout.p = 0.5
     with torch.no_grad():  # all values are 1, so that the output is the sum of the shares
         for module in (layer.value, layer.output):
@@ -317,9 +319,8 @@ def test_a_fact_is_the_mean_of_its_words_and_padding_is_none(shape: tuple) -> No
             "and must be 0, not 0/0.")  # fmt: skip
     if not mean.requires_grad:
         fail(f"{name}: no gradient reaches the table; leave out .data and .detach().")
-    right, found = (torch.autograd.grad(out.square().sum(), table.weight)[0]
-                    for out in (expected, mean))  # fmt: skip
-    compare(f"{name}, gradient of the table", found, right, "Only words that are kept have one.")
+    grads = [torch.autograd.grad(out.square().sum(), table.weight)[0] for out in (mean, expected)]
+    compare(f"{name}, gradient of the table", *grads, "Only words that are kept have one.")
 
 
 def nearest_in_loops(fact_ids: list, table: Tensor, question: Tensor, num_facts: int) -> list:
@@ -519,8 +520,7 @@ def test_scores_of_cls_alone_are_the_same_with_the_same_gradients(inject: str) -
 
 @pytest.mark.parametrize("inject", ["none", "concat", "attention", "ffn"])
 def test_gradients_through_the_whole_model_are_the_numeric_ones(inject: str) -> None:
-    sizes = {"hidden_size": 4, "num_hidden_layers": 2, "intermediate_size": 3}
-    model = tiny(inject, inject_layers=(0, 1), **sizes)
+    model = tiny(inject, inject_layers=(0, 1), num_hidden_layers=2, hidden_size=4)
     questions, facts = tokens(1, 2, 3), tokens(1, 2, 2, seed=2)
     names = [name for name, _ in model.named_parameters()]
 

@@ -120,7 +120,7 @@ def screen_of(answerer: Answerer, q: Question) -> list[str]:
 @pytest.mark.parametrize("inject", ["attention", "ffn"])
 def test_what_fired_is_what_the_model_has_but_for_padding_and_empty_slots(inject: str) -> None:
     answerer, slots = tiny_answerer(inject, inject_layers=(0, 2)), [[0, 1], [0], [1]]
-    own = [["w5", "w6 w8"], ["w7"], ["\u200b", "w8"]]  # one without a word
+    own = [["w5", "w6 w8", "\u200b"], ["w7", "\u200b"], ["\u200b", "w8"]]  # one has no word
     q = replace(WORLD, choices=["w19", "w8 " * 3, "w9"], facts=own)
     choices = look_into(answerer, q)
     assert " ".join(choices[1].tokens) == "[CLS] w5 w6 [SEP] w8 w8 w8 [SEP]"
@@ -130,7 +130,7 @@ def test_what_fired_is_what_the_model_has_but_for_padding_and_empty_slots(inject
             assert choice.fired[layer].equal(scores[0, i][: len(choice.tokens), slots[i]])
     taken = max(choices, key=lambda choice: choice.probability)
     name, lines = "ABC"[choices.index(taken)], screen_of(answerer, q)[5:]
-    for fact, line in zip(["w5", "w6 w8", "w7", "\u200b", "w8"], lines, strict=True):
+    for fact, line in zip(["w5", "w6 w8", "\u200b", "w7", "w8"], lines, strict=True):
         most = [(fired.max(0).values[taken.facts.index(fact)].item(), fired.max().item())
                 for fired in taken.fired.values() if fact in taken.facts]  # fmt: skip
         shown = [f"{round(x, 2) + 0.0:.2f}" + "*" * (x == top) for x, top in most]

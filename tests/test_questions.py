@@ -111,24 +111,21 @@ def test_an_answer_that_nobody_has_told_is_none(tmp_path: Path) -> None:
 
 def test_choices_without_a_word_are_left_out(tmp_path: Path) -> None:
     """They stand where others have more choices. The answer's place is that among the others."""
-    for name, key, answer in (("mmlu", "choices", 3), ("release", "choices", "D")):
-        choices = ["rain", " ", None, 7, ""]
-        row = FORMATS[name] | {key: choices, "answer": 3}
-        if name == "release":
-            row = row | {key: [{"text": text or ""} for text in ("rain", " ", "", "7", "")]}
-            row |= {"AnswerKey": answer}
-        [q] = read_questions(write_lines(tmp_path / "x.jsonl", row))
+    mmlu, texts = FORMATS["mmlu"] | {"choices": ["rain", " ", None, 7, ""]}, ["rain", " ", "", "7"]
+    ours = FORMATS["release"] | {"choices": [{"text": text} for text in texts]}
+    for row, right, empty in ((mmlu, {"answer": 3}, {"answer": 1}),
+                              (ours, {"AnswerKey": "D"}, {"AnswerKey": "B"})):  # fmt: skip
+        [q] = read_questions(write_lines(tmp_path / "x.jsonl", row | right))
         assert (q.choices, q.answer) == (["rain", "7"], 1)
-        row |= {"answer": 1, "AnswerKey": "B"} if name == "release" else {"answer": 1}
         with pytest.raises(ValueError, match="line 1: the right choice is empty"):
-            read_questions(write_lines(tmp_path / "x.jsonl", row))
+            read_questions(write_lines(tmp_path / "x.jsonl", row | empty))
 
 
 def test_keys_that_hold_text_and_are_not_read_are_named_once(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    rows = [FORMATS["mmlu"] | {"solution": "It is A.", "subject": "owls", "id": 7}] * 2
-    path = write_lines(tmp_path / "x.jsonl", *rows)
+    row = FORMATS["mmlu"] | {"solution": "It is A.", "subject": "owls", "id": 7}
+    path = write_lines(tmp_path / "x.jsonl", row, row)
     read_questions(path)
     assert capsys.readouterr().out == f"note      {path}: not read: solution\n"
 

@@ -182,33 +182,31 @@ def test_what_is_no_sentence_encoder_is_refused(tmp_path: Path) -> None:
 
 
 def test_other_poolings_prompts_and_cases_make_other_vectors(tmp_path: Path) -> None:
-    """[CLS] alone, what stands before each text, small letters; what else there is is refused."""
     folder, text = encoder_of("bert", tmp_path), "Owls eat mice."
-    mean = SentenceEncoder(folder)
-    plain, prompts = mean.embed([text]), folder / "config_sentence_transformers.json"
+    mean, prompts = SentenceEncoder(folder), folder / "config_sentence_transformers.json"
+
+    def found() -> np.ndarray:
+        return SentenceEncoder(folder).embed([text])[0]
+
+    ids = torch.tensor([[mean.tokenizer.cls_token_id, *mean.tokenizer.encode(text), 3]])
+    first = Kformer.forward(mean.model, ids)[0, 0].detach().numpy()
     for pooling in ({"pooling_mode": "cls"}, {"pooling_mode_cls_token": True}):
         sentence_encoder_of(folder, **pooling)
-        ids = [mean.tokenizer.cls_token_id, *mean.tokenizer.encode(text), 3]
-        first = Kformer.forward(mean.model, torch.tensor([ids]))[0, 0].detach().numpy()
-        found = SentenceEncoder(folder).embed([text])[0]
-        np.testing.assert_allclose(found, first / np.linalg.norm(first), atol=1e-6)
+        np.testing.assert_allclose(found(), first / np.linalg.norm(first), atol=1e-6)
     sentence_encoder_of(folder)
     write_lines(prompts, {"prompts": {"q": "The nest: "}, "default_prompt_name": "q"})
-    found = SentenceEncoder(folder).embed([text])
-    np.testing.assert_allclose(found, mean.embed(["The nest: " + text]), atol=1e-6)
-    assert abs(found - plain).max() > 0.01
+    np.testing.assert_allclose(found(), vector(mean, "The nest: " + text), atol=1e-6)
     write_lines(prompts, {"truncate_dim": 8})
     with pytest.raises(ValueError, match='"truncate_dim" is 8'):
-        SentenceEncoder(folder)
+        found()
     prompts.unlink()
     write_lines(folder / "tokenizer_config.json", {"do_lower_case": False})
-    other = SentenceEncoder(folder).embed([text])
+    assert abs(found() - vector(mean, text)).max() > 0.01
     write_lines(folder / "sentence_bert_config.json", {"do_lower_case": True})
-    np.testing.assert_allclose(SentenceEncoder(folder).embed([text]), plain, atol=1e-6)
-    assert abs(other - plain).max() > 0.01
+    np.testing.assert_allclose(found(), vector(mean, text), atol=1e-6)
     sentence_encoder_of(folder, pooling_mode_mean_tokens=True, include_prompt=False)
     with pytest.raises(ValueError, match='"include_prompt" is False'):
-        SentenceEncoder(folder)
+        found()
 
 
 def test_candidates_are_never_embedded_all_at_once() -> None:
