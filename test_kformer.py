@@ -82,7 +82,6 @@ def padded_batch() -> tuple[Tensor, Tensor]:
 
 
 def full_batch() -> tuple[Tensor, Tensor]:
-    """The same without any padding."""
     return tokens(B, C, T), tokens(B, N, L, seed=2)
 
 

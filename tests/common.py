@@ -10,7 +10,6 @@ import pytest
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import train
 from qa.batches import Answerer, Encoded
 from qa.errors import command
 from qa.tokenizer import WordPiece
@@ -110,9 +109,7 @@ def change_json(path: Path, **fields: object) -> None:
 
 
 def sentence_encoder_of(folder: Path, *more: str, **pooling: object) -> Path:
-    """Says of a checkpoint what sentence-transformers says of a text's vector: by default the mean
-    of the tokens, divided by its length.
-    """
+    """Says what a text's vector is: by default the mean of the tokens, divided by its length."""
     modules = ["Transformer", "Pooling", *(more or ["Normalize"])]
     paths = {"Transformer": "", "Pooling": "1_Pooling"}
     rows = [{"path": paths.get(m, m), "type": f"sentence_transformers.models.{m}"} for m in modules]
@@ -144,10 +141,6 @@ def run_command(monkeypatch: pytest.MonkeyPatch, module: ModuleType, *arguments:
     monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
     with command():
         module.main()
-
-
-def run_train(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    run_command(monkeypatch, train, *arguments)
 
 
 def log_of(run: Path) -> list[dict]:

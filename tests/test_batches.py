@@ -51,7 +51,6 @@ def test_too_long_a_question_loses_its_beginning_never_the_choice() -> None:
 
 @pytest.mark.parametrize("inject", ["none", "concat", "attention", "ffn"])
 def test_scores_of_a_question_depend_on_no_other_in_its_batch(inject: str) -> None:
-    """Of 2 and 3 choices, with facts for all of them, for each one and without any."""
     answerer = Answerer(tiny(inject), tiny_tokenizer(), "float32")
     batch = [ids(5, 6, 7), ids(8, 9, length=5), ids(5, 6, 7, facts=3, length=2), ids(5, 9)]
     batch[2].fact_ids[1:], batch[3].fact_ids = [[[8, 9, 7], [7]], []], [[]]

@@ -39,7 +39,6 @@ def test_where_nobody_reads_any_more_a_command_ends_silently(
 def test_each_line_is_written_at_once_and_a_sign_that_is_lacking_as_its_number(
     stream: str | None, printed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """None: as in a notebook, whose stream has no encoding that could be changed."""
     out = io.TextIOWrapper(io.BytesIO(), stream, newline="") if stream else io.StringIO()
     monkeypatch.setattr(sys, "stdout", out)
     with command():

@@ -160,7 +160,6 @@ def test_rules_are_right_without_learning() -> None:
 def test_most_common_words_are_taken() -> None:
     for choices, facts, taken in (
         (["snow", "a trainer"], [["It was TRAINING."]], 1),  # the first five letters count
-        (["hunts", "hunting"], [["Owls are hunting."]], 1),  # all five of them
         (["snow", "an ox"], [["It is an ox."]], 0),  # words of two letters don't
         (["snow", "rain"], [["Rain, snow."]], 0),  # of equals the first
         (["owls", "mice"], [["Mice eat."], ["Owls eat mice."]], 1),  # its own facts alone

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+import train
 from kformer import mean_embedding
 from lab import ask, facts, look, measure, page, predict
 from lab.saved import open_saved
@@ -21,7 +22,7 @@ from qa.batches import Answerer, collate
 from qa.evaluation import edited, exchanged, removed
 from qa.inside import answers, fact_scores, look_into, screen
 from qa.questions import NO_FACTS, Question, read_questions
-from tests.common import REFERENCE, change_json, log_of, run_command, run_train, tiny_answerer
+from tests.common import change_json, log_of, run_command, tiny_answerer
 
 WORLD = Question("w5", "w6", ["w7", "w8", "w9"], 1, [["w5 w7", "w6 w8", "w10"]])
 OWN = replace(WORLD, facts=[["w5 w7", "w6"], ["w6", "w8"], ["w9 w9"]])
@@ -39,7 +40,7 @@ CHANGES = {  # what is typed, one after the other -> what the question is then
 def saved(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        run_train(monkeypatch, "--data", small_world, "--steps", 2, "--out", out)
+        run_command(monkeypatch, train, "--data", small_world, "--steps", 2, "--out", out)
     return out
 
 
@@ -295,16 +296,3 @@ def test_a_crowd_has_exactly_so_many_facts_and_no_word_of_the_question_s_own(toy
         assert (len(many), len(others)) == (1000, 996)
         own = re.findall(r"\w\w\w+", " ".join(q.facts[0]).lower())
         assert {*own}.isdisjoint(re.findall(r"\w+", " ".join(others).lower()))
-
-
-def test_both_sides_of_the_speed_table_are_timed(
-    small_world: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("transformers")
-    from lab import speed
-    for name, number in (("STEPS", 1), ("BATCH", 2), ("HELD_OUT", 4)):
-        monkeypatch.setattr(speed, name, number)
-    rows = said(speed, "--checkpoint", REFERENCE / "bert", "--data", small_world, "--rounds", 1)
-    table = [row.strip("| ").split(" | ") for row in rows.splitlines()[2:]]
-    assert [row[0] for row in table] == ["theirs", "ours"] * 2
-    assert all(float(cell) > 0 for row in table for cell in row[2:])

@@ -100,7 +100,6 @@ def test_other_dtypes_load_as_float32_and_are_said(dtype: torch.dtype, folder: P
 
 
 def test_the_default_is_the_one_of_the_architecture(folder: Path) -> None:
-    """And null stands for it."""
     whole, names = load_config(folder), "pad_token_id layer_norm_eps is_decoder pruned_heads"
     change_json(folder / "config.json", **dict.fromkeys(names.split()))
     same_as_transformers(folder)
@@ -122,7 +121,6 @@ def test_overrides_come_before_checks(folder: Path) -> None:
 def test_rows_of_the_embeddings_that_are_of_no_token_are_said(
     folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """30,528 for 30,522, say; or the vocabulary was cut off, which can't be told from that."""
     change_json(folder / "config.json", vocab_size=load_config(folder).vocab_size + 3)
     change_tensors(folder, lambda n, t: {n: torch.cat([t, t[:3]]) if "word_emb" in n else t})
     same_as_transformers(folder)
@@ -227,7 +225,6 @@ def new_words(folder: Path) -> None:
 
 
 def new_order(folder: Path) -> None:
-    """Two special tokens change places: ids are what the files say, whatever is usual."""
     names = ("tokenizer.json", "<pad>", "</s>", 2), ("vocab.txt", "[PAD]", "[SEP]", 3)
     name, pad, sep, sep_id = names[folder.name == "bert"]
     text = (folder / name).read_text(encoding="utf-8")
@@ -330,7 +327,6 @@ def tensor(name: str, dtype: torch.dtype = torch.float32) -> Callable:
 
 
 def deeper(place: str) -> Callable:
-    """A folder below it is one, another has a config.json alone."""
     return lambda folder: [
         os.renames(folder / "config.json", folder / "1_Pooling" / "config.json"),
         shutil.copytree(REFERENCE / "bert", folder / place),

@@ -207,7 +207,6 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_files_of_any_system_and_editor_are_read(end: str, tmp_path: Path) -> None:
-    """A byte-order mark, blank lines, the line ends of Windows."""
     row, path = json.dumps(FORMATS["social_iqa"]), tmp_path / "train.jsonl"
     path.write_bytes("".join(["\ufeff", row, end, end, row, end, " ", end]).encode())
     (tmp_path / "train-labels.lst").write_bytes("".join(["\ufeff1", end, "2", end, end]).encode())

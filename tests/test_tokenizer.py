@@ -152,7 +152,6 @@ def write(folder: Path, files: dict[str, object]) -> Path:
 
 
 def bert(*words: str, added: dict | None = None, **settings: object) -> dict[str, object]:
-    """The files of a BERT folder; `added` is {id: token}."""
     settings |= {} if added is None else {"added_tokens_decoder": added}
     files = {"config.json": {"model_type": "bert"}, "tokenizer_config.json": settings}
     return files | {"vocab.txt": "\n".join([*WORDS, *words]) + "\n"}

@@ -60,7 +60,6 @@ def test_people_and_things_are_known_but_not_together(toy: dict) -> None:
 
 
 def test_two_hops_need_both_facts() -> None:
-    """Whoever knows the one of the right fact is the answer; one fact leads to the other."""
     rng = random.Random(0)
     for split in [*make_toy.SIZES] * 50:
         q = to_question(make_toy.make_question(rng, split, "two-hops"))

@@ -24,7 +24,7 @@ from qa.batches import Answerer, default_dtype
 from qa.evaluation import measure
 from qa.questions import read_questions
 from test_kformer import HERE, REFERENCE, biggest_change, tiny
-from tests.common import change_tensors, interrupt, log_of, run_command, run_train, write_lines
+from tests.common import change_tensors, interrupt, log_of, run_command, write_lines
 
 Run, Patch, Capsys = Callable[..., str], pytest.MonkeyPatch, pytest.CaptureFixture
 
@@ -37,7 +37,7 @@ def out(tmp_path: Path) -> Path:
 @pytest.fixture
 def run(monkeypatch: Patch, capsys: Capsys) -> Run:
     """train.py with some arguments -> what it prints."""
-    return lambda *words: run_train(monkeypatch, *words) or capsys.readouterr().out
+    return lambda *words: run_command(monkeypatch, train, *words) or capsys.readouterr().out
 
 
 @pytest.fixture
@@ -201,7 +201,6 @@ def test_whatever_texts_may_hold_it_trains(
 def test_a_checkpoint_public_questions_and_facts_that_were_looked_up(
     own_data: Path, out: Path, run: Run, refusal: Run, monkeypatch: Patch
 ) -> None:
-    """The test split has no answers, so the validation split is reported."""
     command = ["--checkpoint", REFERENCE / "roberta", "--out", out, "--batch-size", 4, "--inject"]
     said = refusal(*command, "attention", "--data", own_data)
     assert f"{own_data}: no question brings facts; python -m lab.retrieve" in said
@@ -228,7 +227,6 @@ def test_wrong_facts_are_those_of_another_question_and_a_seed_draws_others(
 def test_of_the_best_states_the_last_is_kept(
     small_world: Path, out: Path, run: Run, monkeypatch: Patch
 ) -> None:
-    """It has seen more questions, where the validation split has too few to tell."""
     weights, write, found = [], train.write_state, iter([0.5, 1.0, 1.0, 0.9])
     monkeypatch.setattr(train, "write_state", lambda *a: (
         weights.append(a[2].pooler.weight.detach().clone()), write(*a)))  # fmt: skip
