@@ -361,9 +361,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.out.exists():
         log = read_log(args.out, log[0])
     data = {split: answerer.encode(questions[split]) for split in ("train", "valid")}
-    # the last split whose answers are known is reported
-    name = [s for s, part in questions.items() if all(q.answer is not None for q in part)][-1]
-    held_out = questions[name]
+    # the questions of the last split of which answers are known are reported
+    name = [s for s, part in questions.items() if any(q.answer is not None for q in part)][-1]
+    held_out = [q for q in questions[name] if q.answer is not None]
     if shortened := sum(q.shortened for part in data.values() for q in part):
         print(f"          {shortened:,} are too long, and lose the beginning of their context")
     print(f"chance    {chance(held_out):.1%}; {rules(questions['train'], held_out)}")

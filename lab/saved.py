@@ -46,7 +46,9 @@ def open_saved(
         raise ValueError(f"{run} is no run of train.py: name a file of questions")
     for file in [path] if path else reversed(split_paths(Path(past["data"])).values()):
         questions = read_questions(file, answers_needed and file == path)
-        if not answers_needed or all(q.answer is not None for q in questions):
+        if answers_needed:
+            questions = [q for q in questions if q.answer is not None]
+        if questions:
             break  # else the test questions have no answers
     if path is None and past.get("wrong_facts"):
         questions = exchanged(questions)

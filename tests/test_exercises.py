@@ -191,7 +191,6 @@ CHECKED = {  # its name, or that of its class -> number of the exercise, module
 
 
 def rewritten(function: str, old: str | None, new: str) -> Callable:
-    """The right solution with something else in it."""
     (_, module), name = CHECKED[function.partition(".")[0]], function.rpartition(".")[2]
     source = textwrap.dedent(inspect.getsource(attrgetter(function)(module)))
     if old is ALL:

@@ -45,7 +45,6 @@ def saved(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def changed(run: Path, tmp_path: Path, **arguments: object) -> Path:
-    """A copy of the run, whose log says that it had other arguments."""
     copy, first = Path(shutil.copytree(run, tmp_path / "changed")), log_of(run)[0]
     (copy / "log.jsonl").write_text(json.dumps({"arguments": first["arguments"] | arguments}))
     return copy

@@ -76,7 +76,6 @@ def test_texts_have_several_keys(name: str, change: dict, found: dict, tmp_path:
 
 
 def answers(path: Path, name: str, key: str, said: list) -> list[int | None]:
-    """What answers are read where these stand in the file, a line each."""
     write_lines(path, *[FORMATS[name] | {key: answer} for answer in said])
     return [q.answer for q in read_questions(path)]
 

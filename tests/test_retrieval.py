@@ -77,7 +77,6 @@ def encoder_of(kind: str, tmp_path: Path) -> Path:
 
 
 def vector(encoder: SentenceEncoder, text: str) -> np.ndarray:
-    """The mean of the last states, divided by its length, of one text alone."""
     tokenizer = encoder.tokenizer
     ids = [tokenizer.cls_token_id, *tokenizer.encode(text), tokenizer.sep_token_id]
     mean = Kformer.forward(encoder.model, torch.tensor([ids]))[0].mean(0).detach().numpy()

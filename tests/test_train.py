@@ -24,7 +24,7 @@ from qa.batches import Answerer, default_dtype
 from qa.evaluation import measure
 from qa.questions import read_questions
 from test_kformer import HERE, REFERENCE, biggest_change, tiny
-from tests.common import change_tensors, interrupt, log_of, run_command, write_lines
+from tests.common import FORMATS, change_tensors, interrupt, log_of, run_command, write_lines
 
 Run, Patch, Capsys = Callable[..., str], pytest.MonkeyPatch, pytest.CaptureFixture
 
@@ -183,7 +183,6 @@ def test_bfloat16_is_the_default_for_large_models_where_it_is_native(monkeypatch
 def test_whatever_texts_may_hold_it_trains(
     inject: str, dropout_world: Path, out: Path, run: Run
 ) -> None:
-    """Signs that steer terminals and directions, very much, nothing; in two of the splits."""
     signs = "".join(map(chr, range(32))) + "\x7f\x85\u2028\u202e\u200f\u2066\ufeff"
     texts = [signs, "\u202e\u05d0", "", "x" * 4_000, "x " * 2_000]
     wild = [(text, [f"{text}x", "x"], [text, f"{text} x"]) for text in texts]
@@ -210,6 +209,11 @@ def test_a_checkpoint_public_questions_and_facts_that_were_looked_up(
     assert "chance    33.3%; always choice 1: 50.0%" in said
     assert "\nvalid     " in said
     assert log_of(out)[-2]["step"] == 4 * 2, "four epochs of two batches"
+    rows = [FORMATS["social_iqa"] | {"label": label} for label in ("2", None, "1")]  # in part
+    write_lines(own_data / "test.jsonl", *rows)
+    command[3] = out.with_name("other")
+    said = run(*command, "none", "--steps", 1, "--data", own_data)
+    assert re.search(r"\ntest .*% of 2 questions", said)
 
 
 def test_wrong_facts_are_those_of_another_question_and_a_seed_draws_others(
