@@ -6,7 +6,7 @@ import re
 from itertools import count
 from unicodedata import category
 
-from qa.tokenizer import NAMES, SPACE, Tokenizer
+from qa.tokenizer import SPACE, SPECIAL, Tokenizer
 
 
 def byte_symbols() -> list[str]:
@@ -30,7 +30,7 @@ class ByteLevelBPE(Tokenizer):
 
     types = ("BPE", "none", "ByteLevel")
     classes = ("RobertaTokenizer", "LongformerTokenizer", "roberta")
-    usual = (*zip(NAMES, ("<pad>", "<unk>", "<s>", "</s>", "<mask>"), strict=True),
+    usual = (*zip(SPECIAL, ("<pad>", "<unk>", "<s>", "</s>", "<mask>"), strict=True),
              ("bos_token", "<s>"), ("eos_token", "</s>"), ("add_prefix_space", False))
 
     def __init__(self, vocab: list, merges: list, added: list = (), **settings: object) -> None:

@@ -16,7 +16,7 @@ SPACE = "".join(c for c in map(chr, range(0x3001)) if c.isspace() and not "\x1c"
 # Chinese characters; tokenizers, too, leaves out those from U+2B820 to U+2B91F.
 CJK = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df"
 CJK += "\U0002a700-\U0002b81f\U0002b920-\U0002ceaf\U0002f800-\U0002fa1f"
-NAMES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+SPECIAL = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")  # the first one that is there is read
 OTHERS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
@@ -40,13 +40,13 @@ class Tokenizer:
         self.added = special | {token["content"]: token for token in added}
         self.vocab = [*vocab, *(token for token in self.added if token not in self.own_ids)]
         self.ids = {token: i for i, token in enumerate(self.vocab) if token}
-        for name in NAMES:
+        for name in SPECIAL:
             token = self.settings[name]
             if token not in self.ids and name != "mask_token":
                 raise ValueError(f"the token {token or name} is missing")
             self.settings[name] = token if token in self.ids else None
             setattr(self, f"{name}_id", self.ids.get(token))
-        self.special = [self.settings[name] for name in NAMES]
+        self.special = [self.settings[name] for name in SPECIAL]
         groups = [], []  # those with "normalized" are looked for after the others
         for content in sorted(self.added, key=len, reverse=True):
             groups[self.added[content].get("normalized", False)].append(re.escape(content))
@@ -97,7 +97,7 @@ class WordPiece(Tokenizer):
 
     types = ("WordPiece", "BertNormalizer", "BertPreTokenizer")
     classes = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "bert")
-    usual = (*zip(NAMES, ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), strict=True),
+    usual = (*zip(SPECIAL, ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), strict=True),
              ("do_lower_case", True), ("strip_accents", None), ("tokenize_chinese_chars", True))
 
     def files(self) -> dict[str, str]:

@@ -70,6 +70,7 @@ def read_settings(folder: Path, kind: type) -> dict:
 
 def added_tokens(settings: dict, kind: type, whole: list[dict]) -> list[dict]:
     """Those that a file lists with their ids, and then the special tokens that settings name."""
+    # special tokens: those that settings name, more that have no name, and the usual ones
     tokens = [t for k, t in settings.items() if k.endswith("_token") and isinstance(t, str | dict)]
     extra = settings["extra_special_tokens"] or settings.get("additional_special_tokens") or []
     tokens += extra.values() if isinstance(extra, dict) else extra
@@ -78,12 +79,13 @@ def added_tokens(settings: dict, kind: type, whole: list[dict]) -> list[dict]:
     unsaid = [(name, token) for name, token in kind.usual if name not in settings]
     tokens += [{"content": token} for name, token in unsaid if name.endswith("_token")]
     named = {t["content"]: {"normalized": False} | t | {"special": True} for t in tokens}
+    # tokens with an id: in added_tokens.json, and in the decoder of the settings or tokenizer.json
     older = sorted(settings.get("added_tokens.json", {}).items(), key=lambda item: item[1])
     listed = [{"content": t, "id": i, "special": t in special} for t, i in older]
     decoder = settings.get("added_tokens_decoder")
     listed += whole if decoder is None else [t | {"id": int(i)} for i, t in decoder.items()]
     listed = {t["content"]: {"normalized": not t.get("special")} | t for t in listed}
-    return [*(listed | named | listed).values()]
+    return [*(listed | named | listed).values()]  # those with an id first, as they are listed
 
 
 def check_added(added: list[dict], ids: dict[str, int], kind: type, mask: str | None) -> None:
