@@ -133,7 +133,7 @@ def read_facts(path: Path) -> list[str]:
 
 def read_lines(path: Path) -> list[str]:
     """The lines without what ends them and without a byte-order mark, "" for a blank one."""
-    if not path.is_file():
+    if not path.exists():  # it may be a pipe
         raise FileNotFoundError(f"{path}: no such file")
     lines = []
     for number, line in enumerate(path.read_bytes().removeprefix(BOM_UTF8).splitlines(), 1):
