@@ -362,8 +362,8 @@ def main(argv: list[str] | None = None) -> None:
         log = read_log(args.out, log[0])
     data = {split: answerer.encode(questions[split]) for split in ("train", "valid")}
     # the questions of the last split of which answers are known are reported
-    name = [s for s, part in questions.items() if any(q.answer is not None for q in part)][-1]
-    held_out = [q for q in questions[name] if q.answer is not None]
+    known = [s for s, part in questions.items() if any(q.answer is not None for q in part)]
+    held_out = [q for q in questions[known[-1]] if q.answer is not None]
     if shortened := sum(q.shortened for part in data.values() for q in part):
         print(f"          {shortened:,} are too long, and lose the beginning of their context")
     print(f"chance    {chance(held_out):.1%}; {rules(questions['train'], held_out)}")
@@ -390,7 +390,7 @@ def main(argv: list[str] | None = None) -> None:
         log.append(result)
         write_log(args.out, log)
     (args.out / STATE).unlink(missing_ok=True)
-    print(*lines_of_result(name, len(held_out), log[-1]), sep="\n")
+    print(*lines_of_result(known[-1], len(held_out), log[-1]), sep="\n")
     print(f"saved     {args.out}, after {log[-1]['seconds']:.0f} s of training; python -m lab.look "
           f"{args.out} shows questions and answers")  # fmt: skip
 

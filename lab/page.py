@@ -73,9 +73,10 @@ def versions(answerer: Answerer, q: Question, id: str) -> Iterator[str]:
     """An article for a question as it is; or three, with its gold fact, without, and edited."""
     some = [("as it is", "", q)]
     if old := gold(q):
-        new = " ".join({*facts_of(edited(q))} - {*facts_of(q)})  # one, or none that is new
+        changed = edited(q)
+        new = " ".join({*facts_of(changed)} - {*facts_of(q)})  # one, or none that is new
         some = [("with the gold fact", old, q), ("without it", old, removed(q)),
-                ("with it edited", new, edited(q))]  # fmt: skip
+                ("with it edited", new, changed)]  # fmt: skip
     looks, most = [look_into(answerer, version) for *_, version in some], {}
     for layer, fired in chain(*(choice.fired.items() for choice in chain(*looks))):
         most[layer] = max(most.get(layer, 1e-9), float(fired.abs().max()))  # one scale

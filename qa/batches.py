@@ -43,12 +43,12 @@ def encode(q: Question, tokenizer: Tokenizer, config: KformerConfig) -> Encoded:
         first = context + tokenizer.encode(f"Q: {q.question}") + end
         last = [tokenizer.encode(f"A: {choice}") for choice in q.choices]
     rows, segments, shortened = [], [], False
+    segment = min(1, config.type_vocab_size - 1)
     for second in last:
         second = second[: most - 3] + end
         room = most - 1 - len(second)
         shortened = shortened or len(first) > room
         rows.append(begin + first[-room:] + second)
-        segment = min(1, config.type_vocab_size - 1)
         segments.append([0] * (len(rows[-1]) - len(second)) + [segment] * len(second))
     facts = [[tokenizer.encode(fact)[:most] for fact in candidates] for candidates in q.facts]
     return Encoded(rows, segments, facts, q.answer, shortened)

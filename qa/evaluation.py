@@ -48,7 +48,7 @@ def edited(q: Question) -> Question:
 def edited_elsewhere(q: Question) -> Question | None:
     """A fact that named a wrong choice names another wrong one; None if there is no such fact."""
     wrong = [c for i, c in enumerate(q.choices) if i != q.answer and c.strip()]
-    others = [fact for fact in of_choice(q.facts, q.answer) if fact != gold(q)]
+    others = of_choice(removed(q).facts, q.answer)
     for fact, (old, new) in product(others, zip(wrong, wrong[1:] + wrong[:1], strict=True)):
         changed = naming(old).sub(lambda _, new=new: new, fact)
         if changed != fact:
@@ -58,14 +58,15 @@ def edited_elsewhere(q: Question) -> Question | None:
 
 def removed(q: Question) -> Question:
     """Without the gold fact."""
-    return with_facts(q, lambda facts: [fact for fact in facts if fact != gold(q)])
+    old = gold(q)
+    return with_facts(q, lambda facts: [fact for fact in facts if fact != old])
 
 
 def exchanged(questions: list[Question]) -> list[Question]:
     """Each with the facts of the next one that shares none with it, or without any if there is no
     such question. Its first choice has those of that one's first.
     """
-    found, sets = [], [{fact for own in q.facts for fact in own} for q in questions]
+    found, sets = [], [set().union(*q.facts) for q in questions]
     for i, q in enumerate(questions):
         places = chain(range(i + 1, len(questions)), range(i))
         others = (questions[k].facts for k in places if sets[k] and sets[k].isdisjoint(sets[i]))

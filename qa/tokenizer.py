@@ -46,7 +46,6 @@ class Tokenizer:
                 raise ValueError(f"the token {token or name} is missing")
             self.settings[name] = token if token in self.ids else None
             setattr(self, f"{name}_id", self.ids.get(token))
-        self.special = [self.settings[name] for name in SPECIAL]
         groups = [], []  # those with "normalized" are looked for after the others
         for content in sorted(self.added, key=len, reverse=True):
             groups[self.added[content].get("normalized", False)].append(re.escape(content))
@@ -62,7 +61,7 @@ class Tokenizer:
             )
         if self.pad_token_id != pad_token_id:
             raise ValueError(
-                f"{self.special[0]} has the id {self.pad_token_id}, but pad_token_id in "
+                f"{self.settings['pad_token']} has the id {self.pad_token_id}, but pad_token_id in "
                 f"config.json is {pad_token_id}: correct the wrong one"
             )
 
