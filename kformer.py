@@ -65,15 +65,15 @@ class KformerConfig:
     num_facts: int = 5  # N: of more candidates, the nearest are kept
 
     def __post_init__(self) -> None:
-        depth = self.num_hidden_layers
-        if self.inject_layers is None:  # the top three, the paper's best; 0 only of a single layer
-            self.inject_layers = range(1, depth)[-3:] or [0]
-        self.inject_layers = tuple(self.inject_layers)
+        depth, layers = self.num_hidden_layers, self.inject_layers
+        if layers is None:  # the top three, the paper's best; 0 only of a single layer
+            layers = range(1, depth)[-3:] or [0]
         for name, known in (("inject", VARIANTS), ("model_type", MODEL_TYPES)):
             if getattr(self, name) not in known:
                 raise ValueError(f'{name} is "{getattr(self, name)}", must be {" or ".join(known)}')
-        if not self.inject_layers or not set(self.inject_layers) <= set(range(depth)):
-            raise ValueError(f"inject_layers {self.inject_layers} must be from 0 to {depth - 1}")
+        if not isinstance(layers, Collection) or not layers or not {*layers} <= {*range(depth)}:
+            raise ValueError(f"inject_layers is {layers}, must be numbers from 0 to {depth - 1}")
+        self.inject_layers = tuple(layers)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} can't be divided among "
@@ -150,7 +150,9 @@ def nearest_facts(
     mask = fact_ids != config.pad_token_id
     # The dot product with a mean is the mean of dot products. So the products with all words of the
     # vocabulary are enough, to be looked up; to embed thousands of candidates takes gigabytes.
-    products = (text @ table.weight.T).take_along_dim(fact_ids.flatten(-2), -1)  # (..., S L)
+    with torch.autocast(text.device.type, enabled=False):  # bfloat16 would keep other facts
+        products = text @ table.weight.T  # (..., vocabulary)
+    products = products.take_along_dim(fact_ids.flatten(-2).long(), -1)  # (..., S L)
     products = products.unflatten(-1, fact_ids.shape[-2:]) * mask  # (..., S, L)
     relevance = products.sum(-1) / mask.sum(-1)  # (..., S)
     relevance = relevance.masked_fill(~mask.any(-1), -torch.inf)
@@ -160,14 +162,18 @@ def nearest_facts(
 
 def append_facts(
     input_ids: Tensor, mask: Tensor, token_type_ids: Tensor, fact_ids: Tensor, config: KformerConfig
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Concat: [CLS] question [SEP] choice [SEP] fact fact ... [SEP], and then the padding.
 
-    The facts are segment 2, or the last one that the model has. The three grow from (..., T) to at
-    most (..., T + N L + 1); facts that don't fit into `max_tokens` are cut off.
+    The facts are segment 2, or the last one that the model has. The first three grow from (..., T)
+    to at most (..., T + N L + 1). Words of facts for which `max_tokens` has no room are left out,
+    the last ones first: the fourth, (..., N, L), has those that are read.
     """
     facts = fact_ids.flatten(-2).expand(*input_ids.shape[:-1], -1)  # (..., N L)
+    room = config.max_tokens - 1 - mask.sum(-1, keepdim=True)
     facts_mask = facts != config.pad_token_id
+    facts_mask = facts_mask & (facts_mask.cumsum(-1) <= room)
+    facts = facts.masked_fill(~facts_mask, config.pad_token_id)
     any_fact = facts_mask.any(-1, keepdim=True)  # without a fact there is no last [SEP] either
     sep = torch.where(any_fact, config.sep_token_id, config.pad_token_id)
     segment = torch.full_like(facts, min(2, config.type_vocab_size - 1))
@@ -177,9 +183,9 @@ def append_facts(
     segments = torch.cat([token_type_ids, segment, segment[..., :1]], -1)
 
     longest = max(input_ids.shape[-1], int(mask.sum(-1).max()))
-    order = mask.int().argsort(dim=-1, descending=True, stable=True)  # padding last
-    order = order[..., : min(longest, config.max_tokens)]
-    return ids.gather(-1, order), mask.gather(-1, order), segments.gather(-1, order)
+    order = mask.int().argsort(dim=-1, descending=True, stable=True)[..., :longest]  # padding last
+    ids, mask, segments = (rows.gather(-1, order) for rows in (ids, mask, segments))
+    return ids, mask, segments, facts.unflatten(-1, fact_ids.shape[-2:])
 
 
 # ----------------------------------------------------------------------------------- attention
@@ -308,13 +314,14 @@ class Kformer(nn.Module):
 
     attention_mask (..., T) is 1 for tokens and 0 for padding, by default 0 where input_ids has
     `pad_token_id`; token_type_ids (..., T) are 0 by default. A fact of padding alone is an empty
-    slot, which changes nothing. In "concat" T grows. Raises ValueError for more than `max_tokens`.
+    slot, which changes nothing. In "concat" T grows. Raises ValueError for more than `max_tokens`,
+    and for another attention_mask than one of 0 and 1.
 
     With `cls_only` the top layer computes the state of [CLS] alone, (..., 1, D), from the same
     context. The head needs no other, and a training step takes a seventh less time.
 
-    Afterwards `kept_facts` (..., N, L) has the ids of the nearest facts, and
-    `encoder.layer[i].ffn.fact_scores` or `.attention.fact_scores` says what they did.
+    Afterwards `kept_facts` (..., N, L) has the ids of the nearest facts, in "concat" as far as
+    there is room, and `encoder.layer[i].ffn.fact_scores` or `.attention.fact_scores` what they did.
     """
 
     def __init__(self, config: KformerConfig, from_scratch: bool = True) -> None:
@@ -341,20 +348,23 @@ class Kformer(nn.Module):
                 f"{config.max_position_embeddings} there is room for {config.max_tokens}"
             )
         mask = input_ids != pad if attention_mask is None else attention_mask.bool()
+        if attention_mask is not None and (attention_mask != mask).any():
+            raise ValueError("attention_mask must be 1 for tokens and 0 for padding, nothing else")
         segments = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         facts = self.kept_facts = None
         if fact_ids is not None and config.inject != "none":
             words = self.embeddings.word_embeddings
             table = words if config.inject == "concat" else self.fact_embeddings
             text = mean_embedding(words, input_ids, mask)
-            self.kept_facts = fact_ids = nearest_facts(fact_ids, table, text, config)
+            fact_ids = nearest_facts(fact_ids, table, text, config)
             if config.inject == "concat":
-                input_ids, mask, segments = append_facts(
+                input_ids, mask, segments, fact_ids = append_facts(
                     input_ids, mask, segments, fact_ids, config
                 )
             else:
                 real_words = fact_ids != pad
                 facts = mean_embedding(table, fact_ids, real_words), real_words.any(-1)
+            self.kept_facts = fact_ids
 
         x = self.embeddings(input_ids, segments)
         *lower, top = self.encoder.layer

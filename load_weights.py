@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kformer import VARIANTS, KformerConfig, KformerForMultipleChoice, initialize
-from qa.errors import blaming, check_file, command, must_be, read_json
+from qa.errors import blaming, check_file, command, must_be, printable, read_json
 from qa.tokenizer import VOCABULARIES, Tokenizer, load_tokenizer
 
 # ---------------------------------------------------------------------------------------- names
@@ -240,6 +240,8 @@ def check_tensor(name: str, tensor: Tensor, wanted: torch.Size, config: KformerC
         asked = ", ".join(f"{k} {v}" for k, v in sizes.items() if v in wrong)
         found, right = tuple(tensor.shape), tuple(wanted)
         raise ValueError(f"{name} has shape {found}, but config.json asks for {right}: {asked}")
+    if not tensor.float().isfinite().all():
+        raise ValueError(f"{name} has a nan or an infinite number in it: the weights are damaged")
 
 
 def check_unused(theirs: str, wanted: dict[str, Tensor]) -> None:
@@ -355,7 +357,7 @@ def lines_of_report(report: LoadReport) -> list[str]:
     for what, names in (("unused", report.unused), ("newly initialised", report.new)):
         short = (re.sub(r"\.(weight|bias)$", "", re.sub(r"\.\d+\.", ".*.", n)) for n in names)
         if names:
-            lines.append(f"{what}: {', '.join(dict.fromkeys(short))}")
+            lines.append(printable(f"{what}: {', '.join(dict.fromkeys(short))}", 2000))
     return lines
 
 
@@ -389,7 +391,7 @@ def main() -> None:
           *lines_of_model(model), f"{len(report.loaded)} tensors are loaded",
           *lines_of_report(report), sep="\n           ")  # fmt: skip
     print(f"tokenizer  {type(tokenizer).__name__}, {len(tokenizer.vocab):,} tokens", sentence,
-          " ".join(tokenizer.vocab[i] for i in tokenizer.encode(sentence)),
+          printable(" ".join(tokenizer.vocab[i] for i in tokenizer.encode(sentence))),
           sep="\n           ")  # fmt: skip
 
 

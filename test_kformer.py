@@ -361,18 +361,31 @@ def test_each_choice_keeps_the_facts_that_are_nearest_to_it(inject: str) -> None
     assert biggest_change(model(questions, fact_ids=facts), all_kept) > 1e-6
 
 
+@pytest.mark.parametrize("inject", ["concat", "attention", "ffn"])
+def test_bfloat16_and_int32_keep_the_same_facts(inject: str) -> None:
+    model, questions = tiny(inject, num_facts=2).float(), tokens(400, C, T)
+    facts = tokens(400, 20, L, seed=5)
+    model(questions, fact_ids=facts)
+    kept = model.kept_facts
+    with torch.autocast("cpu", torch.bfloat16):
+        model(questions.int(), fact_ids=facts.int())
+    assert torch.equal(model.kept_facts, kept)
+
+
 def test_concat_appends_facts_that_have_room_and_moves_padding_behind() -> None:
     ids = torch.tensor([[2, 10, 3, 11, 3, 0], [2, 12, 13, 3, 14, 3]])
     facts = torch.tensor([[[20, 21, 0], [22, 0, 0]], [[0, 0, 0], [0, 0, 0]]])
     segments = torch.tensor([[0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 1, 1]])
     questions = ids, ids != 0, segments
-    ids, mask, segments = append_facts(*questions, facts, TINY)
+    ids, mask, segments, read = append_facts(*questions, facts, TINY)
+    assert torch.equal(read, facts)
     assert ids.tolist() == [[2, 10, 3, 11, 3, 20, 21, 22, 3], [2, 12, 13, 3, 14, 3, 0, 0, 0]]
     assert mask.tolist() == [[True] * 9, [True] * 6 + [False] * 3]
     assert segments[0].tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 2]
     assert segments[1, :6].tolist() == [0, 0, 0, 0, 1, 1]
-    cut, _, _ = append_facts(*questions, facts, replace(TINY, max_position_embeddings=7))
-    assert torch.equal(cut, ids[:, :7]), "what doesn't fit is cut off"
+    cut, *_, read = append_facts(*questions, facts, replace(TINY, max_position_embeddings=7))
+    assert cut.tolist() == [[2, 10, 3, 11, 3, 20, 3], ids[1, :7].tolist()], "as there is room"
+    assert read.tolist() == [[[20, 0, 0], [0, 0, 0]], [[0, 0, 0], [0, 0, 0]]]
 
 
 # --------------------------------------------------------------------------------- the whole model
@@ -570,7 +583,8 @@ def test_roberta_counts_positions_behind_the_padding_id() -> None:
     [
         ({"inject": "fnn"}, 'inject is "fnn"'),
         ({"num_attention_heads": 5}, "num_attention_heads 5"),
-        ({"inject_layers": (1, 3)}, "must be from 0 to 2"),
+        ({"inject_layers": (1, 3)}, "must be numbers from 0 to 2"),
+        ({"inject_layers": 2}, "must be numbers from 0 to 2"),
         ({"max_position_embeddings": 6}, "max_position_embeddings 6 there is room for 6"),
         ({"inject": "ffn"}, r"fact_ids \(3, 5\) must have one dimension more"),
     ],
@@ -578,6 +592,12 @@ def test_roberta_counts_positions_behind_the_padding_id() -> None:
 def test_what_cannot_work_says_why(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Kformer(replace(TINY, **fields))(tokens(B, T), fact_ids=tokens(B, L))
+
+
+@pytest.mark.parametrize("hidden", [-1e4, -torch.inf, 2])
+def test_a_mask_that_is_added_to_scores_is_refused(hidden: float) -> None:
+    with pytest.raises(ValueError, match="attention_mask must be 1 for tokens and 0 for padding"):
+        Kformer(TINY)(tokens(B, 2), torch.tensor([0, hidden]))
 
 
 def test_default_layers_are_the_top_ones() -> None:

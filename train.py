@@ -39,7 +39,14 @@ from load_weights import (
     save_pretrained,
     save_whole,
 )
-from qa.batches import Answerer, Encoded, default_dtype, shuffled
+from qa.batches import (
+    Answerer,
+    Encoded,
+    default_dtype,
+    lines_of_unread,
+    share_out_threads,
+    shuffled,
+)
 from qa.errors import blaming, command
 from qa.evaluation import chance, exchanged, lines_of_result, measure, rules
 from qa.questions import NO_FACTS, Question, read_questions, split_paths
@@ -126,6 +133,7 @@ def open_model(args: Namespace) -> tuple[Answerer, dict[str, float]]:
     config = replace(config, inject=args.inject, inject_layers=layers, num_facts=facts)
     args.dtype = args.dtype or default_dtype(config.hidden_size, args.device)
     args.lr = args.lr or (5e-5 if args.checkpoint else 1e-3)
+    share_out_threads(config.hidden_size)
     torch.manual_seed(args.seed)
     if args.checkpoint:
         model, report = load_weights(folder, config)
@@ -268,18 +276,24 @@ STATE = "training.safetensors"  # until the run is finished: all that the rest o
 
 
 def identity(args: Namespace) -> dict:
-    """What decides the result of a run: its arguments, and a digest of the files that it reads."""
-    data = split_paths(args.data).values()
-    paths = [*data, *(path.with_name(f"{path.stem}-labels.lst") for path in data)]
-    for ending in ("json", "txt", "safetensors"):
-        paths += sorted((args.checkpoint or args.data).glob(f"*.{ending}"))
-    digest = hashlib.sha256()
-    for path in filter(Path.is_file, paths):
-        own = hashlib.sha256(path.read_bytes()).hexdigest()
-        digest.update(f"{path.name} {own}\n".encode())
+    """What decides the result of a run: its arguments, and digests of the files that it reads."""
+    folder = args.checkpoint or args.data
+    model = [p for ending in ("json", "txt", "safetensors") for p in folder.glob(f"*.{ending}")]
     said = {n: str(v.resolve()) if isinstance(v, Path) else v for n, v in vars(args).items()}
     del said["out"]
-    return {"arguments": said | {"processes": WORLD}, "files": digest.hexdigest()}
+    files = {"data": digest(question_files(args.data)), "checkpoint": digest(model)}
+    return {"arguments": said | {"processes": WORLD}, "files": files}
+
+
+def question_files(folder: Path) -> list[Path]:
+    files = [*split_paths(folder).values()]
+    return files + [path.with_name(f"{path.stem}-labels.lst") for path in files]
+
+
+def digest(paths: list[Path]) -> str:
+    """Of the names and the contents of those files that are there."""
+    own = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in paths if p.is_file()}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 
 def read_log(out: Path, run: dict) -> list[dict]:
@@ -291,11 +305,11 @@ def read_log(out: Path, run: dict) -> list[dict]:
         return [run]
     try:
         log = [json.loads(line) for line in (out / LOG).read_text(encoding="utf-8").splitlines()]
-        before, now = ({**r["arguments"], "files": r["files"]} for r in (log[0], run))
+        # where files lie doesn't matter, what is in them does
+        before, now = ({**r["arguments"], **r["files"]} for r in (log[0], run))
     except (OSError, ValueError, LookupError, TypeError):
         raise ValueError(f"--out {out}: has files that are no run; name a new folder") from None
-    moved = {"data", "checkpoint"}  # where they lie doesn't matter, what is in them does
-    if differ := [name for name in now if name not in moved and before.get(name) != now[name]]:
+    if differ := [name for name in now if before.get(name) != now[name]]:
         raise ValueError(
             f"{out} has another run, of other {', '.join(differ)}: name a new folder with --out, "
             "or delete that one"
@@ -364,8 +378,8 @@ def main(argv: list[str] | None = None) -> None:
     # the questions of the last split of which answers are known are reported
     known = [s for s, part in questions.items() if any(q.answer is not None for q in part)]
     held_out = [q for q in questions[known[-1]] if q.answer is not None]
-    if shortened := sum(q.shortened for part in data.values() for q in part):
-        print(f"          {shortened:,} are too long, and lose the beginning of their context")
+    for line in lines_of_unread([*data["train"], *data["valid"]], answerer.model.config):
+        print(f"          {line}")
     print(f"chance    {chance(held_out):.1%}; {rules(questions['train'], held_out)}")
     print("model     " + "\n          ".join(lines_of_model(answerer.model)))
     print(f"          products in {args.dtype}; training on {args.device}")

@@ -13,9 +13,9 @@ from itertools import chain
 
 from lab.saved import make_parser, open_saved
 from qa.batches import Answerer
-from qa.errors import command
+from qa.errors import command, printable
 from qa.evaluation import with_fact, with_facts
-from qa.inside import facts_of, look_into, printable, screen
+from qa.inside import facts_of, look_into, screen
 from qa.questions import LETTERS, Question
 
 HOW = (
@@ -73,9 +73,8 @@ def notes(answerer: Answerer, q: Question) -> Iterator[str]:
     parts, [data] = re.findall(r"\w+|\S", " ".join(words)), answerer.encode([q])
     if unknown := [part for part in dict.fromkeys(parts) if unk in ids_of(part)]:
         yield f"       not in its vocabulary: {printable(', '.join(unknown))}\n"
-    most, facts = answerer.model.config.max_tokens, [len(ids_of(fact)) for fact in facts_of(q)]
-    concat = answerer.model.config.inject == "concat" and len(data) + sum(facts) >= most
-    if data.shortened or concat or max(facts, default=0) > most:
+    if data.shortened or data.cut:
+        most = answerer.model.config.max_tokens
         yield f"       too long: {most} tokens are read of a question, a fact, in concat of both\n"
 
 

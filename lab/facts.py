@@ -106,7 +106,7 @@ def crowd(runs: list[Path]) -> None:
     found: dict[str, dict[int, list[float]]] = {}
     for run in runs:
         answerer, questions = open_saved(run, answers_needed=True)
-        train = read_questions(split_paths(Path(run_arguments(run)["data"]))["train"])
+        train = read_questions(split_paths(run_arguments(run)["data"])["train"])
         facts = {fact: words(fact) for fact in sorted({f for q in train for f in facts_of(q)})}
         for count in COUNTS:
             answerer.model.config.num_facts, rng = count, random.Random(count)

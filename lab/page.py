@@ -9,8 +9,9 @@ from html import escape
 from itertools import chain
 
 from qa.batches import Answerer
+from qa.errors import printable
 from qa.evaluation import edited, gold, removed
-from qa.inside import Seen, facts_of, look_into, printable, two_digits
+from qa.inside import Seen, facts_of, look_into, two_digits
 from qa.questions import Question, of_choice
 
 STYLE = """

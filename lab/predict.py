@@ -1,4 +1,4 @@
-"""Predictions of a saved run: the choice, all probabilities and the facts that were used.
+"""Predictions of a saved run: the choice, all probabilities, and the facts read with each choice.
 
     python -m lab.predict runs/ffn-seed-0 FOLDER/test.jsonl --out answers.jsonl
 """

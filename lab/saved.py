@@ -9,10 +9,11 @@ from statistics import mean, stdev
 import torch
 
 from load_weights import open_folder
-from qa.batches import Answerer, default_dtype
-from qa.errors import blaming, read_text
+from qa.batches import Answerer, default_dtype, lines_of_unread, share_out_threads
+from qa.errors import blaming, must_be, read_text
 from qa.evaluation import exchanged
 from qa.questions import NO_FACTS, Question, read_questions, split_paths
+from train import LOG, digest, question_files
 
 
 def positive(text: str) -> int:
@@ -40,30 +41,42 @@ def open_saved(
     if not run.is_dir():
         raise FileNotFoundError(f"{run}: no such folder; python train.py saves its runs in runs/")
     model, tokenizer, _ = open_folder(run)
+    share_out_threads(model.config.hidden_size)
     device, past = "cuda" if torch.cuda.is_available() else "cpu", run_arguments(run)
     dtype = past.get("dtype") or default_dtype(model.config.hidden_size, device)
     if path is None and not past:
         raise ValueError(f"{run} is no run of train.py: name a file of questions")
-    for file in [path] if path else reversed(split_paths(Path(past["data"])).values()):
+    for file in [path] if path else reversed(split_paths(past["data"]).values()):
         questions = read_questions(file, answers_needed and file == path)
         if answers_needed:
             questions = [q for q in questions if q.answer is not None]
         if questions:
             break  # else the test questions have no answers
-    if path is None and past.get("wrong_facts"):
-        questions = exchanged(questions)
+    if path is None:
+        if past["wrong_facts"]:
+            questions = exchanged(questions)
+        if past["digest"] != digest(question_files(past["data"])):
+            print(f"note      {past['data']}: the files have changed since the run was made")
     if model.config.inject != "none" and not any(any(q.facts) for q in questions):
         print(f"facts     {file}: {NO_FACTS}")
-    return Answerer(model.to(device), tokenizer, dtype), questions
+    answerer = Answerer(model.to(device), tokenizer, dtype)
+    for line in lines_of_unread(answerer.encode(questions), model.config):
+        print(f"questions {line}")
+    return answerer, questions
 
 
 def run_arguments(folder: Path) -> dict:
-    """The arguments that a run was made with; none for a checkpoint from elsewhere."""
-    path = folder / "log.jsonl"
+    """The arguments that a run was made with, and the "digest" of its questions; none of either for
+    a checkpoint from elsewhere.
+    """
+    path = folder / LOG
     if not path.is_file():
         return {}
     with blaming(path):
-        return json.loads(read_text(path).splitlines()[0])["arguments"]
+        run = json.loads(read_text(path).splitlines()[0])
+        said = {**run["arguments"], "digest": run["files"]["data"]}
+        must_be(said, dtype=("float32", "bfloat16"), wrong_facts=(False, True))
+        return said | {"data": Path(said["data"])}
 
 
 def check_new(path: Path) -> None:

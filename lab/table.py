@@ -15,7 +15,7 @@ from statistics import mean
 
 import train
 from lab.saved import over_seeds
-from qa.errors import command
+from qa.errors import command, printable
 
 HEADINGS = ("inject", "layers", "facts", "accuracy (chance {:.1%})", "edited: follows",
             "another: stays", "questions a second", "parameters added")  # fmt: skip
@@ -45,7 +45,7 @@ def run(row: dict, seed: int, folder: Path, others: list[str]) -> dict:
     try:
         train.main([*pairs, *others, "--out", str(out)])
     except ValueError as error:  # it diverged, for instance: the other runs go on
-        print(f"error: {error}")
+        print(f"error: {printable(str(error))}")
         return {}
     return json.loads((out / train.LOG).read_text(encoding="utf-8").splitlines()[-1])
 

@@ -1,14 +1,16 @@
 """Questions -> ids -> batches -> scores -> which are answered right. Nothing here trains."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from kformer import KformerConfig, KformerForMultipleChoice
-from qa.questions import Question
+from qa.questions import Question, of_choice
 from qa.tokenizer import Tokenizer
 
 # -------------------------------------------------------------------------------------- tokens
@@ -22,7 +24,8 @@ class Encoded:
     token_type_ids: list[list[int]]
     fact_ids: list[list[list[int]]]
     answer: int | None
-    shortened: bool
+    shortened: bool  # the beginning of the context is left out
+    cut: bool  # there may be no room for all words of the facts
 
     def __len__(self) -> int:
         return max(map(len, self.input_ids))
@@ -32,26 +35,43 @@ def encode(q: Question, tokenizer: Tokenizer, config: KformerConfig) -> Encoded:
     """BERT: [CLS] context question [SEP] choice [SEP], segments 0 and 1.
     RoBERTa: <s> context </s> Q: question </s> A: choice </s>, as in the release.
 
-    Too long an input loses the beginning of its context, never the choice.
+    Too long an input loses the beginning of its context, then of its question, never the choice. In
+    concat the context makes room for facts, too.
     """
     begin, end, most = [tokenizer.cls_token_id], [tokenizer.sep_token_id], config.max_tokens
-    if config.model_type == "bert":
-        first = tokenizer.encode(f"{q.context} {q.question}") + end
-        last = [tokenizer.encode(choice) for choice in q.choices]
-    else:
-        context = tokenizer.encode(q.context) + end if q.context else []
-        first = context + tokenizer.encode(f"Q: {q.question}") + end
-        last = [tokenizer.encode(f"A: {choice}") for choice in q.choices]
-    rows, segments, shortened = [], [], False
+    context, asked, before = tokenizer.encode(q.context), q.question, ""
+    if config.model_type == "roberta":
+        context, asked, before = context + end * bool(context), f"Q: {asked}", "A: "
+    asked = tokenizer.encode(asked) + end
+    facts = [[tokenizer.encode(fact) for fact in candidates] for candidates in q.facts]
+    rows, segments = [], []
+    shortened, cut = False, any(len(fact) > most for fact in chain(*facts))
     segment = min(1, config.type_vocab_size - 1)
-    for second in last:
-        second = second[: most - 3] + end
+    for i, choice in enumerate(q.choices):
+        second = tokenizer.encode(before + choice)[: most - 3] + end
         room = most - 1 - len(second)
-        shortened = shortened or len(first) > room
-        rows.append(begin + first[-room:] + second)
-        segments.append([0] * (len(rows[-1]) - len(second)) + [segment] * len(second))
-    facts = [[tokenizer.encode(fact)[:most] for fact in candidates] for candidates in q.facts]
-    return Encoded(rows, segments, facts, q.answer, shortened)
+        longest = sorted(map(len, of_choice(facts, i)))[-config.num_facts :]
+        needed = sum(longest) + 1 if longest and config.inject == "concat" else 0
+        first = (context + asked)[-min(room, max(len(asked), room - needed)) :]
+        shortened = shortened or len(first) < len(context + asked)
+        cut = cut or len(first) + needed > room
+        rows.append(begin + first + second)
+        segments.append([0] * (len(first) + 1) + [segment] * len(second))
+    facts = [[fact[:most] for fact in candidates] for candidates in facts]
+    return Encoded(rows, segments, facts, q.answer, shortened, cut)
+
+
+def lines_of_unread(data: list[Encoded], config: KformerConfig) -> Iterator[str]:
+    """For how many questions something isn't read, and what."""
+    if count := sum(q.shortened for q in data):
+        yield f"{count:,} are too long, and lose the beginning of their context"
+    if config.inject == "none":
+        return
+    if count := sum(q.cut for q in data):
+        yield f"for {count:,} there may be no room for all facts: the last words aren't read then"
+    if count := sum(max(map(len, q.fact_ids)) > config.num_facts for q in data):
+        most = max(len(facts) for q in data for facts in q.fact_ids)
+        yield f"{count:,} have up to {most:,} facts; the {config.num_facts:,} nearest are read"
 
 
 # -------------------------------------------------------------------------------------- batches
@@ -127,6 +147,12 @@ def multiplies_bfloat16(device: str) -> bool:
     return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
+def share_out_threads(hidden_size: int) -> None:
+    """One thread where products are so small that several mostly wait for each other."""
+    if hidden_size < 256 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
 @dataclass
 class Answerer:
     """A model with its tokenizer, and the dtype of its matrix products, "float32" or "bfloat16"."""
@@ -162,7 +188,10 @@ class Answerer:
         self.model.eval()  # on a CPU, what a layer works on should fit into its cache
         batches = [*by_length(data, 64_000 if self.device.type == "cuda" else 2_000)]
         for places in tqdm(batches, "evaluating", unit="batch", leave=False, disable=None, delay=2):
-            yield places, self.scores([data[i] for i in places], look)
+            scores = self.scores([data[i] for i in places], look)
+            if not scores.amax(-1).isfinite().all():
+                raise ValueError("the scores aren't finite numbers: the weights are damaged")
+            yield places, scores
 
     def answered_right(self, data: list[Encoded]) -> list[bool]:
         """Whether the right choice has the largest score, for each question."""

@@ -1,4 +1,4 @@
-"""What goes wrong becomes one line that says what, and where."""
+"""What goes wrong becomes one line that says what, and where, and does nothing to the terminal."""
 
 import json
 import os
@@ -24,11 +24,23 @@ def command() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error), 2000)}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:  # torch has no type of its own for a CPU's memory
+        if "memory" not in repr(error).lower():
+            raise
+        what = "not enough memory; in training a smaller --batch-size needs less"
+        print(f"error: {what} ({printable(str(error), 100)})", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
         print(f"\ninterrupted: {str(interrupt) or 'by Ctrl-C'}", file=sys.stderr)
         sys.exit(130)
+
+
+def printable(text: str, most: int = 300) -> str:
+    """A text as it may be printed: not too long, and without characters that steer a terminal."""
+    text = "".join(c if c.isprintable() else " " for c in text[: most + 1])
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 @contextmanager

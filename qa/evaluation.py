@@ -12,18 +12,35 @@ from qa.questions import Question, of_choice
 
 # ------------------------------------------------------------------------------- changed facts
 
+# What may not stand before a name, nor behind it: more of a word, of a number or of a sign.
+BEFORE = r"(?<![\w.,:/^#&@+±−–$€£¥-])(?<!\d[ '’](?=\d))"
+AFTER = r"(?![\w\u0300-\u036f^#&@+±−–%‰°-])(?![.,:/]\w)(?!(?<=\d)[ '’]\d)"
 
-def naming(choice: str) -> re.Pattern:
-    """Finds the words of a choice in a text."""
-    return re.compile(rf"(?<!\w){re.escape(choice.strip())}(?!\w)", re.IGNORECASE)
+
+def renamed(q: Question, fact: str, old: int, new: int) -> str:
+    """The fact with choice `new` where it names choice `old`, by their places; else as it is.
+
+    "10" isn't named by "10.5", "5" by "-5", "C" by "C++", "us" by "US", and "Ann" not by "Ann Lee"
+    where that's a choice, too. Of two choices with the same text, none is named.
+    """
+    longest_first = "|".join(map(re.escape, sorted(q.choices, key=len, reverse=True)))
+    choices = [(choice.casefold(), choice.isupper()) for choice in q.choices]
+
+    def rename(found: re.Match) -> str:
+        named = found.group().casefold(), found.group().isupper()
+        places = [i for i, choice in enumerate(choices) if choice == named]
+        return q.choices[new] if places == [old] else found.group()
+
+    return re.sub(BEFORE + f"({longest_first})" + AFTER, rename, fact, flags=re.IGNORECASE)
 
 
 def gold(q: Question) -> str | None:
     """The one fact that names the right choice. None if there isn't one, or more than one."""
-    if q.answer is None or not q.choices[q.answer].strip():
+    if q.answer is None:
         return None
-    name = naming(q.choices[q.answer])
-    facts = {fact for fact in of_choice(q.facts, q.answer) if name.search(fact)}
+    other = (q.answer + 1) % len(q.choices)
+    own = of_choice(q.facts, q.answer)
+    facts = {fact for fact in own if renamed(q, fact, q.answer, other) != fact}
     return facts.pop() if len(facts) == 1 else None
 
 
@@ -38,7 +55,7 @@ def with_fact(q: Question, old: str, new: str) -> Question:
 def edited(q: Question) -> Question:
     """The gold fact names another choice: the right answer now, which also gets that fact."""
     old, answer = gold(q), (q.answer + 1) % len(q.choices)
-    new = naming(q.choices[q.answer]).sub(lambda _: q.choices[answer], old)
+    new = renamed(q, old, q.answer, answer)
     q = with_fact(q, old, new)
     if new not in of_choice(q.facts, answer):
         q.facts[answer].insert(0, new)
@@ -47,10 +64,10 @@ def edited(q: Question) -> Question:
 
 def edited_elsewhere(q: Question) -> Question | None:
     """A fact that named a wrong choice names another wrong one; None if there is no such fact."""
-    wrong = [c for i, c in enumerate(q.choices) if i != q.answer and c.strip()]
+    wrong = [i for i in range(len(q.choices)) if i != q.answer]
     others = of_choice(removed(q).facts, q.answer)
     for fact, (old, new) in product(others, zip(wrong, wrong[1:] + wrong[:1], strict=True)):
-        changed = naming(old).sub(lambda _, new=new: new, fact)
+        changed = renamed(q, fact, old, new)
         if changed != fact:
             return with_fact(q, fact, changed)
     return None

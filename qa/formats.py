@@ -6,7 +6,7 @@ One more format is one more line in `FORMATS`, and maybe a key in the lines belo
 import random
 from pathlib import Path
 
-from qa.errors import blaming
+from qa.errors import blaming, printable
 from qa.questions import LETTERS, read_lines, text, texts
 
 # How an answer names a choice: by its label (A, B, ... where it has none), by its place from 0 or
@@ -62,7 +62,7 @@ def made_plain(path: Path, rows: dict[int, dict], labels_path: Path) -> dict[int
         with blaming(f"{path}, line {number}"):
             leave_out_empty(plain[number], places[min(ways)] if places else None)
     if unread:
-        print(f"note      {path}: not read: {', '.join(unread)}")
+        print(f"note      {path}: not read: {printable(', '.join(unread))}")
     return plain
 
 

@@ -12,22 +12,24 @@ from torch import Tensor
 
 from kformer import KformerForMultipleChoice
 from qa.batches import Answerer, Encoded
+from qa.errors import printable
 from qa.questions import LETTERS, Question, of_choice
 from qa.tokenizer import Tokenizer
 
 
-def answers(answerer: Answerer, questions: list[Question]) -> list[tuple[list[float], list[str]]]:
-    """For each question the probabilities of its choices, and the facts that the model kept for the
-    likeliest one.
-    """
+def answers(
+    answerer: Answerer, questions: list[Question]
+) -> list[tuple[list[float], list[list[str]]]]:
+    """For each question the probabilities of its choices, and the facts read with each of them."""
     data, found = answerer.encode(questions), {}
     for places, scores in answerer.all_scores(data):
         for row, place in enumerate(places):
             q = questions[place]
             probabilities = scores[row, : len(q.choices)].softmax(-1).tolist()
-            likeliest = probabilities.index(max(probabilities))
-            facts = kept_texts(answerer.model, q, data[place], row, likeliest)
-            found[place] = probabilities, [fact for fact in facts if fact]
+            found[place] = probabilities, [
+                [*filter(None, kept_texts(answerer.model, q, data[place], row, choice))]
+                for choice in range(len(q.choices))
+            ]
     return [found[place] for place in range(len(questions))]
 
 
@@ -45,8 +47,11 @@ def kept_texts(
 
     kept = map(real, of_choice(model.kept_facts[row], choice).tolist())
     candidates = zip(of_choice(data.fact_ids, choice), of_choice(q.facts, choice), strict=True)
-    # those that were kept stand in the order of the candidates
-    return [next(text for c, text in candidates if real(c) == ids) if ids else "" for ids in kept]
+    # those that were kept stand in the order of the candidates, the last of them may be cut
+    return [
+        next(text for c, text in candidates if real(c)[: len(ids)] == ids) if ids else ""
+        for ids in kept
+    ]
 
 
 def fact_scores(model: KformerForMultipleChoice) -> dict[int, Tensor]:
@@ -83,13 +88,7 @@ def look_into(answerer: Answerer, q: Question) -> list[Seen]:
 
 
 def word(tokenizer: Tokenizer, i: int) -> str:
-    return printable(tokenizer.decode([i])).strip() or tokenizer.vocab[i]
-
-
-def printable(text: str, most: int = 300) -> str:
-    """A text as it may be printed: not too long, and without characters that steer a terminal."""
-    text = "".join(c if c.isprintable() else " " for c in text[: most + 1])
-    return text if len(text) <= most else text[: most - 3] + "..."
+    return printable(tokenizer.decode([i])).strip() or printable(tokenizer.vocab[i])
 
 
 HEADS = {  # inject -> what stands above the facts

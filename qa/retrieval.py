@@ -13,6 +13,7 @@ from functools import cache
 from itertools import pairwise
 
 import numpy as np
+from tqdm import tqdm
 
 STOPWORDS = frozenset(
     "a an the of is are was were be been to in for on at by from with into and or not as that this "
@@ -65,7 +66,7 @@ class BM25:
 
     def __init__(self, facts: list[str], k1: float = 1.2, b: float = 0.75) -> None:
         self.num_facts, found, lengths = len(facts), defaultdict(list), np.zeros(len(facts))
-        for i, fact in enumerate(facts):
+        for i, fact in enumerate(tqdm(facts, "indexing", leave=False, disable=None, delay=2)):
             counts = Counter(words(fact))
             lengths[i] = counts.total()
             for word, n in counts.items():

@@ -133,7 +133,7 @@ def tiny_answerer(inject: str, **fields: object) -> Answerer:
 def ids(*choices: int, facts: int = 1, length: int = 3) -> Encoded:
     """A question with one choice for each id, the id repeated `length` times."""
     rows = [[i] * length for i in choices]
-    return Encoded(rows, [[0] * length for _ in rows], [[[9, 9]]] * facts, 0, False)
+    return Encoded(rows, [[0] * length for _ in rows], [[[9, 9]]] * facts, 0, False, False)
 
 
 def run_command(monkeypatch: pytest.MonkeyPatch, module: ModuleType, *arguments: object) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from load_weights import load_pretrained, load_tokenizer
-from qa.batches import Answerer, by_length, collate, encode, shuffled
+from qa.batches import Answerer, by_length, collate, encode, lines_of_unread, shuffled
 from qa.questions import Question
 from test_kformer import HERE, REFERENCE, TINY, biggest_change, tiny
 from tests.common import ids, tiny_answerer, tiny_tokenizer
@@ -47,6 +47,33 @@ def test_too_long_a_question_loses_its_beginning_never_the_choice() -> None:
     assert len(encoded.fact_ids[0][0]) == most
     fitting = encode(replace(question, context="kites kites"), tokenizer, short)
     assert (fitting.input_ids, fitting.shortened) == (encoded.input_ids, False)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_in_concat_the_context_makes_room_for_facts_and_what_is_not_read_is_said(kind: str) -> None:
+    model, tokenizer = load_pretrained(REFERENCE / kind, inject="concat", num_facts=2)
+    answerer, most = Answerer(model, tokenizer, "float32"), model.config.max_tokens
+    facts = [["owls owls mice"], ["oaks", "owls", "oaks oaks"]]
+    own = Question("mice " * 99, "owls ?", ["mice", "oaks"], 0, facts)
+    shared, few = replace(own, facts=facts[1:]), replace(own, facts=[facts[1][:2]])
+    lengths = [[len(tokenizer.encode(fact)) for fact in some] for some in facts]
+    room = [lengths[0][0] + 1, lengths[1][0] + lengths[1][2] + 1]  # [SEP], too
+    data = answerer.encode([own, shared, few, replace(few, question="owls " * 99)])
+    assert [most - len(row) for row in data[0].input_ids] == room
+    assert [most - len(row) for row in data[1].input_ids] == [room[1]] * 2
+    assert [q.shortened for q in data] == [True] * 4
+    assert [q.cut for q in data] == [False, False, False, True]
+    answerer.scores(data[2:])
+    read = (model.kept_facts != model.config.pad_token_id).sum(-1)  # (2, choices, facts)
+    assert read.tolist() == [[lengths[1][:2]] * 2, [[0, 0]] * 2]
+    assert [*lines_of_unread(data, model.config)] == [
+        "4 are too long, and lose the beginning of their context",
+        "for 1 there may be no room for all facts: the last words aren't read then",
+        "2 have up to 3 facts; the 2 nearest are read",
+    ]
+    model.config.inject, model.config.num_facts = "ffn", 3
+    data = answerer.encode([own, replace(own, context="", facts=[["owls"], ["owls " * 99]])])
+    assert (len(data[0]), [q.cut for q in data]) == (most, [False, True])
 
 
 @pytest.mark.parametrize("inject", ["none", "concat", "attention", "ffn"])
@@ -93,6 +120,9 @@ def test_right_answers_are_told_in_the_order_of_the_questions_and_without_dropou
         question.answer = (int(answerer.scores([question]).argmax()) + i % 2) % 4
     answerer.model.train()
     assert answerer.answered_right(data) == [True, False] * 20
+    answerer.model.encoder.layer[0].ffn.W1.weight.data[0, 0] = math.nan
+    with pytest.raises(ValueError, match="the scores aren't finite numbers"):
+        answerer.answered_right(data)
 
 
 def test_each_epoch_has_every_question_once_in_batches_of_similar_lengths() -> None:

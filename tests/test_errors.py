@@ -20,6 +20,29 @@ def test_an_error_ends_a_command_with_one_line(capsys: pytest.CaptureFixture) ->
         assert capsys.readouterr().err == line
 
 
+def test_too_little_memory_is_a_line_and_any_other_mistake_a_stack(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: ...")):
+        with pytest.raises(SystemExit, match="2"), command():
+            raise error
+        said = capsys.readouterr().err
+        assert said.startswith("error: not enough memory; in training a smaller --batch-size needs")
+        assert said.count("\n") == 1
+    with pytest.raises(RuntimeError, match="shapes"), command():
+        raise RuntimeError("shapes")
+
+
+def test_no_text_of_others_steers_the_terminal(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit), command():
+        raise ValueError(f"\x1b[2J\u202e\rx{'y' * 5000}")
+    said = capsys.readouterr().err.removesuffix("\n")
+    assert said.isprintable()
+    assert said.startswith("error:  [2J  xyyy")
+    assert said.endswith("yyy...")
+    assert len(said) < 2100
+
+
 def test_where_nobody_reads_any_more_a_command_ends_silently(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

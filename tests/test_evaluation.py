@@ -9,20 +9,20 @@ from types import SimpleNamespace
 import pytest
 
 from qa import evaluation
-from qa.evaluation import edited, edited_elsewhere, gold, measure, removed, rules
+from qa.evaluation import edited, edited_elsewhere, gold, measure, removed, renamed, rules
 from qa.questions import Question
 from tests.common import tiny_answerer
 
 
 def test_the_gold_fact_is_the_only_one_that_names_the_right_choice() -> None:
-    facts = ["w5 w8 w6", "w5 W20!", "w88 w5", "w5 w8 w6"]
-    question = Question("", "w5", ["w8", " w20", "w9", ""], 0, [facts])
+    facts = ["w5 w8 w6", "w5 Owl!", "w88 w5", "w5 w8 w6"]
+    question = Question("", "w5", ["w8", "owl", "w9"], 0, [facts])
     assert gold(question) == "w5 w8 w6", "though it's there twice"
-    assert gold(replace(question, answer=1)) == "w5 W20!"
-    for answer in (2, 3, None):  # named by none, without a word, unknown
+    assert gold(replace(question, answer=1)) == "w5 Owl!"
+    for answer in (2, None):  # named by none, unknown
         assert gold(replace(question, answer=answer)) is None
     assert gold(replace(question, facts=[[*facts, "w8"]])) is None, "two facts name it"
-    assert gold(replace(question, answer=1, facts=[["w20"], ["w5 w20"], [], []])) == "w5 w20"
+    assert gold(replace(question, answer=1, facts=[["owl"], ["w5 owl"], []])) == "w5 owl"
     part = Question("", "w5", ["w9", "w5 (w6)"], 0, [["w99 ow9 w9s", "w5 w6 w5"]])
     assert gold(part) is gold(replace(part, answer=1)) is None, "whole words"
 
@@ -35,11 +35,38 @@ def test_facts_are_edited_and_removed_in_every_list() -> None:
     own = replace(question, facts=[["w6"], ["w7", "w5 w20"]])
     assert edited(own).facts == [["w5 w8", "w6"], ["w7", "w5 w8"]]
     assert own.facts == [["w6"], ["w7", "w5 w20"]], "the question is as it was"
-    shared = Question("", "?", ["C++", r"\1 (of 2)"], 0, [["I like c++.", "Rain."]])
+    shared = Question("", "?", ["C++", r"\1 (of 2)"], 0, [["I like C++.", "Rain."]])
     assert edited(shared).facts == [[r"I like \1 (of 2).", "Rain."]], "letter by letter"
     named = Question("", "w5", ["w8", "w9", "w10"], 0, [["w8 w9", "w10"]])  # by gold: w8 and w9
     assert edited_elsewhere(named) == replace(named, facts=[["w8 w9", "w9"]])
     assert edited_elsewhere(replace(named, facts=[["w8 w9", "w6"]])) is None
+
+
+@pytest.mark.parametrize(
+    ("choices", "fact", "becomes"),
+    [
+        ("Ann/Bob", "Ann's owl (Ann) sees \"ann\", ann.", "Bob's owl (Bob) sees \"Bob\", Bob."),
+        ("metal/wood", "Metal is hard", "wood is hard"),
+        ("10/7", "10 m, of 10.", "7 m, of 7."),
+        ("10/7", "10.5 or 0.10 or 10,000 or 10 000 or 1/10 or .10 or 10:30 or 10% or $10", None),
+        ("5/6", "-5 or 5-7 or 3–5 or +5 or 5° or x^5 or 1 5", None),
+        ("C/D", "C++, C#, c or c.d", None),
+        ("US/UK", "He gave us the us.", None),
+        ("us/them", "US", None),
+        ("T/U", "AT&T and T-shirt", None),
+        ("Ann/Ann Lee", "Ann Lee sees Lee Ann", "Ann Lee sees Lee Ann Lee"),
+        ("York/New York", "New York", None),
+        ("New York/York", "New York", "York"),
+        ("Zoe/Ann", "Zoe\u0308", None),
+        ("Ann/ann/Bob", "Ann sees Bob", None),
+    ],
+)
+def test_a_name_within_a_name_a_number_or_a_sign_is_none(
+    choices: str, fact: str, becomes: str | None
+) -> None:
+    question = Question("", "?", choices.split("/"), 0, [[fact]])
+    assert renamed(question, fact, 0, 1) == (becomes or fact)
+    assert gold(question) == (fact if becomes else None)
 
 
 def test_wrong_facts_are_those_of_the_next_question_that_shares_none() -> None:

@@ -45,8 +45,9 @@ def saved(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def changed(run: Path, tmp_path: Path, **arguments: object) -> Path:
-    copy, first = Path(shutil.copytree(run, tmp_path / "changed")), log_of(run)[0]
-    (copy / "log.jsonl").write_text(json.dumps({"arguments": first["arguments"] | arguments}))
+    copy, [first, *_] = Path(shutil.copytree(run, tmp_path / "changed")), log_of(run)
+    first["arguments"] |= arguments
+    (copy / "log.jsonl").write_text(json.dumps(first))
     return copy
 
 
@@ -101,7 +102,7 @@ def test_what_is_printed_is_what_the_model_says_of_the_edited_question(inject: s
         assert [line[2:] for line in found.split("\n")[2:5]] == [row.rstrip() for row in rows]
         assert f"\n    ?  {q.asked}\n" in found
         assert re.findall(r"(?m)^ +\d+  .*  (w.*)", found) == q.facts[0]
-        assert ("which this model doesn't read" in found) == (inject == "none") == (not used)
+        assert ("which this model doesn't read" in found) == (inject == "none") == (not used[0])
         was = [f"{p:9.1%} ->" for p in now]
 
 
@@ -144,7 +145,7 @@ def test_the_facts_that_were_kept_are_named_to_the_letter() -> None:
     questions = [replace(WORLD, facts=[some]) for some in (few, many, [])]
     for answerer in map(tiny_answerer, ("concat", "attention", "ffn")):
         [(_, used), (_, best), (_, none)] = answers(answerer, questions)
-        assert (used, none, len(best)) == (few, [], 5)
+        assert (used, none, [*map(len, best)]) == ([few] * 3, [[]] * 3, [5] * 3)
         assert screen_of(answerer, questions[2])[-1].strip() == "no facts"
         wild = Question("", WILD + 500 * "w", [WILD, "w7"], None, [[f"w6 {WILD}"]])
         assert all(line.isprintable() and len(line) < 400 for line in screen_of(answerer, wild))
@@ -230,6 +231,7 @@ def test_a_saved_run_is_measured_and_answers_as_before(saved: Path, tmp_path: Pa
         assert found.pop("probabilities") == pytest.approx(scores, abs=1e-5)
         choice = scores.index(max(scores))
         assert found == {"choice": choice, "text": q.choices[choice], "facts": kept}
+        assert list(map(set, kept)) == [set(q.facts[0])] * 4
 
 
 def test_a_run_is_opened_with_its_own_dtype_and_questions_or_one_line_says_why_not(
@@ -242,6 +244,12 @@ def test_a_run_is_opened_with_its_own_dtype_and_questions_or_one_line_says_why_n
     opened = [open_saved(saved), open_saved(other), open_saved(other, data / "valid.jsonl")]
     assert [answerer.dtype for answerer, _ in opened] == ["float32", "bfloat16", "bfloat16"]
     assert [questions for _, questions in opened] == [test, exchanged(valid), valid]
+    note = f"note      {data}: the files have changed since the run was made\n"
+    assert note in said(look, other), "test.jsonl is gone"
+    assert note not in said(look, other, data / "valid.jsonl")
+    for odd in ("", "[]", '{"arguments": 3}', "\x1b[2J", '{"arguments": {}, "files": {"data": 1}}'):
+        (other / "log.jsonl").write_text(odd)
+        assert re.fullmatch(rf"error: {other}/log.jsonl: .+\n", said(look, other)), odd
     (other / "log.jsonl").unlink()
     assert f"{other} is no run of train.py: name a file of questions" in said(look, other)
     assert "no such folder; python train.py" in said(measure, tmp_path / "nothing")

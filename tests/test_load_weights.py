@@ -321,8 +321,10 @@ def no_weights_but(*names: str, content: bytes = b"") -> Callable:
     return lambda f: [(f / "model.safetensors").unlink(), *(write(n, content)(f) for n in names)]
 
 
-def tensor(name: str, dtype: torch.dtype = torch.float32) -> Callable:
-    new = {name: torch.ones(16, 16).to(dtype)}
+def tensor(
+    name: str, dtype: torch.dtype = torch.float32, shape: tuple = (16, 16), fill: float = 1.0
+) -> Callable:
+    new = {name: torch.full(shape, fill, dtype=torch.float64).to(dtype)}
     return lambda folder: change_tensors(folder, lambda n, t: {n: t} | new)
 
 
@@ -354,7 +356,7 @@ BAD_FOLDERS = {  # one for each kind of line, and for each setting that isn't bu
     "layer_norm_eps is nan, must be at least 0 and below 1": config(layer_norm_eps=torch.nan),
     "pad_token_id is 95, too much for vocab_size 95 or max": config(pad_token_id=95),
     "16 can't be divided among num_attention_heads 3": config(num_attention_heads=3),
-    "config.json: unreadable (TypeError(": config(inject_layers=2),
+    "config.json: inject_layers is 2, must be numbers from 0 to 2": config(inject_layers=2),
     "model.safetensors: no such file, but tf_model.h5: transformers": no_weights_but("tf_model.h5"),
     f"{' + '.join(PICKLES)} is a pickle, which isn't read here.": no_weights_but(*PICKLES),
     f"{PICKLES[0]}: a pointer of Git LFS": no_weights_but(*PICKLES, content=POINTER),
@@ -366,6 +368,8 @@ BAD_FOLDERS = {  # one for each kind of line, and for each setting that isn't bu
     "base_model.lora_A isn't built here": tensor("base_model.lora_A"),
     "holds torch.float8_e4m3fn, must hold": tensor(f"{QUERY}.weight", torch.float8_e4m3fn),
     "(24,), but config.json asks for (25,): intermediate_size 25": config(intermediate_size=25),
+    f"{QUERY}.weight has a nan or an infinite number": tensor(f"{QUERY}.weight", fill=torch.nan),
+    f"{QUERY}.bias has a nan or an inf": tensor(f"{QUERY}.bias", torch.float64, (16,), fill=1e39),
     "bert: bert.encoder.layer.3.attention.self.query.weight is": config(num_hidden_layers=4),
     "bert: no tokenizer.json, vocab.txt or vocab.json": lambda f: (f / "vocab.txt").unlink(),
     "the vocabulary has 95 tokens, but vocab_size in config.json is 94": config(vocab_size=94),

@@ -312,7 +312,8 @@ def test_the_same_run_is_found_wherever_its_files_lie_and_another_one_is_refused
         content = path.read_bytes()
         changed = content[:-1] + bytes([content[-1] ^ 1])  # the last bit of the last weight
         path.write_bytes(changed if path.suffix == ".safetensors" else content + b"\n")
-        assert refusal(*command, checkpoint).startswith(again.format("files")), path
+        what = "data" if path.parent == own_data else "checkpoint"
+        assert refusal(*command, checkpoint).startswith(again.format(what)), path
         path.write_bytes(content)
     assert files_of(out) == before
     moved = Path(shutil.copytree(own_data, own_data / "moved"))
