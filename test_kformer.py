@@ -142,7 +142,7 @@ def test_ffn_injection_is_an_ordinary_ffn_that_was_widened(T: int, N: int) -> No
     widened = []
     for row in range(B):
         W1 = torch.cat([ffn.W1.weight.T, K[row, real[row]].T], dim=1)  # the columns of Kᵀ
-        b1 = torch.cat([ffn.W1.bias, torch.zeros(len(W1.T) - len(ffn.W1.bias))])  # zeros
+        b1 = nn.functional.pad(ffn.W1.bias, (0, len(W1.T) - len(ffn.W1.bias)))
         W2 = torch.cat([ffn.W2.weight.T, V[row, real[row]]], dim=0)  # the rows of V
         widened.append(gelu(x[row] @ W1 + b1) @ W2 + ffn.W2.bias)
     widened = torch.stack(widened)
