@@ -56,7 +56,7 @@ class ByteLevelBPE(Tokenizer):
         if self.settings["add_prefix_space"] and text and not text.startswith(" "):
             text = " " + text
         words = (text[slice(*found.span())] for found in WORD.finditer(like_ascii(text)))
-        return [i for word in words for i in self.word_ids(word)]
+        return [i for word in words for i in self.known_ids(word)]
 
     def word_ids(self, word: str) -> list[int]:
         """One word -> its ids: the pair of the lowest rank is merged, of several the leftmost."""

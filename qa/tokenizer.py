@@ -5,7 +5,6 @@ RoBERTa's is in bpe.py, and what the files of either may say in vocabulary.py.
 
 import json
 import re
-from functools import lru_cache
 from pathlib import Path
 from unicodedata import category, normalize
 
@@ -50,7 +49,7 @@ class Tokenizer:
         for content in sorted(self.added, key=len, reverse=True):
             groups[self.added[content].get("normalized", False)].append(re.escape(content))
         self.patterns = [re.compile("|".join(group)) for group in groups if group]
-        self.word_ids = lru_cache(maxsize=None)(self.word_ids)  # most words come again and again
+        self.known: dict[str, list[int]] = {}  # most words come again and again
 
     def check_ids(self, vocab_size: int, pad_token_id: int) -> None:
         """Raises ValueError where a model, by its config.json, has other ids."""
@@ -77,6 +76,11 @@ class Tokenizer:
             ids += [*self.encode(before, step + 1), self.ids[found.group()]]
             done = found.end()
         return ids + self.encode(text[done:], step + 1)
+
+    def known_ids(self, word: str) -> list[int]:
+        if word not in self.known:
+            self.known[word] = self.word_ids(word)
+        return self.known[word]
 
     def files(self) -> dict[str, str]:
         """File name -> content, as load_tokenizer and transformers read them."""
@@ -107,7 +111,7 @@ class WordPiece(Tokenizer):
         return " ".join(self.vocab[i] for i in ids).replace(" ##", "")
 
     def text_ids(self, text: str) -> list[int]:
-        return [i for word in text.split(" ") for i in self.word_ids(word)]
+        return [i for word in text.split(" ") for i in self.known_ids(word)]
 
     def word_ids(self, text: str) -> list[int]:
         """What stands between two spaces -> ids: normalized, split and taken apart."""

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pickle
 import random
 import re
 import unicodedata
@@ -23,7 +24,7 @@ MERGES = "#version: 0.2\no w\now l\nĠ owl\n"
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ids_are_those_of_transformers(kind: str) -> None:
-    tokenizer = load_tokenizer(REFERENCE / kind)
+    tokenizer = pickle.loads(pickle.dumps(load_tokenizer(REFERENCE / kind)))
     for line in (REFERENCE / kind / "texts.jsonl").read_text(encoding="utf-8").splitlines():
         text, ids = json.loads(line).values()
         found = [tokenizer.vocab[i] for i in tokenizer.encode(text)]
