@@ -32,7 +32,7 @@ torch alone; `python kformer.py` teaches a tiny model to read facts, in a few se
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import sqrt
 
 import torch
@@ -66,12 +66,24 @@ class KformerConfig:
 
     def __post_init__(self) -> None:
         depth, layers = self.num_hidden_layers, self.inject_layers
-        if layers is None:  # the top three, the paper's best; 0 only of a single layer
-            layers = range(1, depth)[-3:] or [0]
+        if layers is None:  # the top three, the paper's best
+            layers = range(depth)[-3:]
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
+            least = 0 if name.endswith("token_id") else 1
+            most = 1000 if name == "num_hidden_layers" else 1_000_000
+            if field.type is int and (type(value) is not int or not least <= value <= most):
+                what = f"a whole number from {least} to {most:,}"
+                raise ValueError(f"{name} is {value!r}, must be {what}")
+            if field.type is float and (type(value) not in (int, float) or not 0 <= value < 1):
+                raise ValueError(f"{name} is {value!r}, must be at least 0 and below 1")
         for name, known in (("inject", VARIANTS), ("model_type", MODEL_TYPES)):
             if getattr(self, name) not in known:
                 raise ValueError(f'{name} is "{getattr(self, name)}", must be {" or ".join(known)}')
-        if not isinstance(layers, Collection) or not layers or not {*layers} <= {*range(depth)}:
+        if (
+            not isinstance(layers, Collection) or not layers
+            or not all(type(i) is int and 0 <= i < depth for i in layers)
+        ):  # fmt: skip
             raise ValueError(f"inject_layers is {layers}, must be numbers from 0 to {depth - 1}")
         self.inject_layers = tuple(layers)
         if self.hidden_size % self.num_attention_heads:
@@ -347,9 +359,11 @@ class Kformer(nn.Module):
                 f"input_ids has {input_ids.shape[-1]} tokens, but with max_position_embeddings "
                 f"{config.max_position_embeddings} there is room for {config.max_tokens}"
             )
-        mask = input_ids != pad if attention_mask is None else attention_mask.bool()
-        if attention_mask is not None and (attention_mask != mask).any():
-            raise ValueError("attention_mask must be 1 for tokens and 0 for padding, nothing else")
+        mask = input_ids != pad
+        if attention_mask is not None:
+            mask = attention_mask.bool().expand_as(input_ids)
+            if (attention_mask != mask).any():
+                raise ValueError("attention_mask must be 1 for tokens and 0 for padding alone")
         segments = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         facts = self.kept_facts = None
         if fact_ids is not None and config.inject != "none":
@@ -409,24 +423,16 @@ def sinusoids(length: int, D: int) -> Tensor:
 
 
 @torch.no_grad()
-def initialize_projection(
-    parameter: Tensor, name: str, config: KformerConfig, from_scratch: bool
-) -> None:
-    """Fills Wk or Wv of a layer; `name` is "Wk.weight", "Wk.bias", "Wv.weight" or "Wv.bias".
+def initialize_projection(parameter: Tensor, inject: str) -> None:
+    """Fills the weight (D, D) or the bias (D,) of Wk or Wv: a multiple of I, and 0.
 
-    Biases start at 0, weights at a multiple of I. With Wk = I a key is the fact itself, and has a
-    large product with tokens that are words of the fact.
+    With Wk = Wv = I the key is the fact itself, which has a large product with tokens that are
+    words of the fact; and the fact itself is what is added there. In attention it is 4 I: a mean of
+    words is shorter than the words that it competes with.
     """
-    starts = {  # inject, from_scratch -> I times this in Wk, in Wv
-        ("ffn", False): (1, 0),  # the first step is exactly the plain encoder
-        ("ffn", True): (1, 1 / 20),  # what facts add, layer by layer, mustn't drown the text
-        ("attention", False): (1, 1),  # the facts themselves stand before the text
-        ("attention", True): (4, 4),  # a mean of words is shorter than the words it competes with
-    }
-    of_key, of_value = starts[config.inject, from_scratch]
     parameter.zero_()
-    if name.endswith("weight"):
-        parameter.diagonal().fill_(of_key if name.startswith("Wk") else of_value)
+    if parameter.dim() == 2:
+        parameter.diagonal().fill_(4 if inject == "attention" else 1)
 
 
 @torch.no_grad()
@@ -451,7 +457,7 @@ def initialize(model: Kformer, missing: Collection[str] | None = None) -> None:
         if module == "fact_embeddings":  # the word table stands before it, and has its start
             parameter.copy_(model.embeddings.word_embeddings.weight)
         elif module in ("Wk", "Wv"):
-            initialize_projection(parameter, f"{module}.{kind}", model.config, from_scratch)
+            initialize_projection(parameter, model.config.inject)
         elif not from_scratch:  # the head: pooler and classifier
             parameter.normal_(std=0.02) if kind == "weight" else parameter.zero_()
         elif module == "word_embeddings":

@@ -1,6 +1,6 @@
 """Multiple-choice questions and their facts in; a trained Kformer and a report of it out.
 
-    python train.py --inject ffn        learns the toy world in data/toy from injected facts
+    python train.py --inject ffn        an encoder that can read learns to use injected facts
     python train.py --inject none       the same without facts: stays at chance
     python train.py --inject ffn --checkpoint FOLDER --data FOLDER      one's own
     torchrun --nproc_per_node=2 train.py --inject ffn                   shares each batch out
@@ -31,7 +31,6 @@ from tqdm import tqdm
 from kformer import VARIANTS, KformerForMultipleChoice
 from load_weights import (
     added_parameters,
-    check_number,
     lines_of_model,
     lines_of_report,
     load_weights,
@@ -63,22 +62,25 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
         description="Train a Kformer on multiple-choice questions and facts; by default, ffn on "
         "the toy world. The same command goes on with a run that was stopped."
     )
-    add, toy = parser.add_argument, Path(__file__).resolve().parent / "data" / "toy"
+    add, data = parser.add_argument, Path(__file__).resolve().parent / "data"
     add("--inject", choices=VARIANTS, help="where the facts go: nowhere, behind the input, before "
         "attention's keys and values, into the FFN (default: as in the checkpoint, or ffn)")
     add("--layers", metavar="WHICH", help="bottom, middle or top (a third of the layers), all, or "
         "numbers from 0, such as 0-2 or 0,2 (default: as in the checkpoint, or the last three)")
     add("--facts", type=int, metavar="N",
         help="facts kept for a question, those nearest to it (default: as in the checkpoint, or 5)")
-    add("--data", type=Path, default=toy, metavar="FOLDER",
+    add("--data", type=Path, default=data / "toy", metavar="FOLDER",
         help="train.jsonl, valid.jsonl or dev.jsonl, maybe test.jsonl (default: data/toy)")
-    add("--checkpoint", type=Path, metavar="FOLDER",
-        help="pretrained weights (default: random ones, of the size in config.json of the data)")
+    add("--checkpoint", type=Path, default=data / "encoder", metavar="FOLDER",
+        help="pretrained weights (default: data/encoder, which can read the toy world)")
+    add("--from-scratch", action="store_true",
+        help="random weights, of the size in the checkpoint's config.json")
     add("--wrong-facts", action="store_true", help="give each question the facts of another")
     add("--steps", type=int, metavar="N",
-        help="batches to train on (default: 700, with a checkpoint four epochs)")
+        help="batches to train on (default: four epochs)")
     add("--batch-size", type=int, default=32, help="questions in a batch (default: 32)")
-    add("--lr", type=float, help="learning rate (default: 1e-3, with a checkpoint 5e-5)")
+    add("--lr", type=float, help="learning rate (default: 0.064 / hidden size, which is 1e-3 for "
+        "data/encoder, 8e-5 for BERT-base)")
     add("--warmup", type=int, metavar="N", help="steps in which the rate rises, to fall in "
         "all others (default: it rises in the first fifth and falls in the last)")
     add("--seed", type=int, default=0, help="of the weights and the order (default: 0)")
@@ -122,29 +124,24 @@ def open_model(args: Namespace) -> tuple[Answerer, dict[str, float]]:
     """The model with its tokenizer, and for parameters that don't learn at --lr a factor. Fills in
     arguments that were not given.
     """
-    folder = args.checkpoint or args.data
-    config, tokenizer = open_config(folder)
+    config, tokenizer = open_config(args.checkpoint)
     args.inject = args.inject or (config.inject if config.inject != "none" else "ffn")
     layers = config.inject_layers
     if args.layers:
         layers = layer_numbers(args.layers, config.num_hidden_layers)
     facts = args.facts or config.num_facts
-    check_number("num_facts", facts)
     config = replace(config, inject=args.inject, inject_layers=layers, num_facts=facts)
     args.dtype = args.dtype or default_dtype(config.hidden_size, args.device)
-    args.lr = args.lr or (5e-5 if args.checkpoint else 1e-3)
+    args.lr = args.lr or 0.064 / config.hidden_size
     share_out_threads(config.hidden_size)
     torch.manual_seed(args.seed)
-    if args.checkpoint:
-        model, report = load_weights(folder, config)
-        for line in lines_of_report(report):
-            print(f"weights   {line}")
-        # Wk and the table start near what they are to be; Wv and the head don't, and learn faster.
-        rates = {n: 10.0 for n in report.new if "Wk" not in n and "fact_embeddings" not in n}
-    else:
-        model = KformerForMultipleChoice(config)
-        # At the full rate the pooler's tanh soon saturates, and concat stays at chance more often.
-        rates = {"pooler.weight": 0.1, "pooler.bias": 0.1}
+    if args.from_scratch:
+        return Answerer(KformerForMultipleChoice(config).to(args.device), tokenizer, args.dtype), {}
+    model, report = load_weights(args.checkpoint, config)
+    for line in lines_of_report(report):
+        print(f"weights   {line}")
+    # Wk and the table start near what they are to be; Wv and the head don't, and learn faster.
+    rates = {n: 10.0 for n in report.new if "Wk" not in n and "fact_embeddings" not in n}
     return Answerer(model.to(args.device), tokenizer, args.dtype), rates
 
 
@@ -277,8 +274,8 @@ STATE = "training.safetensors"  # until the run is finished: all that the rest o
 
 def identity(args: Namespace) -> dict:
     """What decides the result of a run: its arguments, and digests of the files that it reads."""
-    folder = args.checkpoint or args.data
-    model = [p for ending in ("json", "txt", "safetensors") for p in folder.glob(f"*.{ending}")]
+    endings = ("json", "txt", "safetensors")
+    model = [path for ending in endings for path in args.checkpoint.glob(f"*.{ending}")]
     said = {n: str(v.resolve()) if isinstance(v, Path) else v for n, v in vars(args).items()}
     del said["out"]
     files = {"data": digest(question_files(args.data)), "checkpoint": digest(model)}
@@ -305,9 +302,10 @@ def read_log(out: Path, run: dict) -> list[dict]:
         return [run]
     try:
         log = [json.loads(line) for line in (out / LOG).read_text(encoding="utf-8").splitlines()]
+        steps = [row.get("step", 0) + 0 for row in log]
         # where files lie doesn't matter, what is in them does
         before, now = ({**r["arguments"], **r["files"]} for r in (log[0], run))
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise ValueError(f"--out {out}: has files that are no run; name a new folder") from None
     if differ := [name for name in now if before.get(name) != now[name]]:
         raise ValueError(
@@ -320,7 +318,9 @@ def read_log(out: Path, run: dict) -> list[dict]:
     if (out / STATE).is_file():
         with blaming(out / STATE), safe_open(out / STATE, "pt") as file:
             step = int(file.metadata()["step"])
-    return [log[0], *(row for row in log[1:] if row["step"] <= step)]
+    if step not in steps:
+        raise ValueError(f"{out}: {LOG} and {STATE} aren't of one moment; delete the folder")
+    return log[: steps.index(step) + 1]
 
 
 def write_log(out: Path, log: list[dict]) -> None:
@@ -368,7 +368,7 @@ def main(argv: list[str] | None = None) -> None:
     answerer, rates = open_model(args)
     questions = read_data(args)
     epoch = -(-len(questions["train"]) // args.batch_size)
-    args.steps = args.steps or (4 * epoch if args.checkpoint else 700)
+    args.steps = args.steps or 4 * epoch
     name = f"{'wrong-facts/' * args.wrong_facts}{args.inject}-seed-{args.seed}"
     args.out = args.out or Path("runs", name)
     log = [identity(args)]
@@ -404,9 +404,10 @@ def main(argv: list[str] | None = None) -> None:
         log.append(result)
         write_log(args.out, log)
     (args.out / STATE).unlink(missing_ok=True)
-    print(*lines_of_result(known[-1], len(held_out), log[-1]), sep="\n")
-    print(f"saved     {args.out}, after {log[-1]['seconds']:.0f} s of training; python -m lab.look "
-          f"{args.out} shows questions and answers")  # fmt: skip
+    with blaming(args.out / LOG):
+        print(*lines_of_result(known[-1], len(held_out), log[-1]), sep="\n")
+        print(f"saved     {args.out}, after {log[-1]['seconds']:.0f} s of training; python -m "
+              f"lab.look {args.out} shows questions and answers")  # fmt: skip
 
 
 if __name__ == "__main__":

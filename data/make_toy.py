@@ -2,7 +2,6 @@
 
     python data/make_toy.py                                   # data/toy, as committed
     python data/make_toy.py --level two-hops --out runs/hops  # a harder one, anywhere
-    python data/make_toy.py --depth 6 --out runs/deep         # for a model of six layers
 
 Each question draws a world of its own: two verbs, two things, and four people, one for each pair.
 
@@ -13,51 +12,94 @@ Each question draws a world of its own: two verbs, two things, and four people, 
     Who sells kites?  Hugo / Nora / Mira / Vera
 
 The four people are the four choices, and everything else is drawn evenly: without the facts nothing
-tells them apart, and verb, thing or person alone don't either. README.md beside this file has the
-figures. Standard library only; the same seed gives the same bytes on every platform.
+tells them apart, and verb, thing or person alone don't either. In the level "order" the words of a
+fact don't either, without their order.
+
+    Mira helps Tom.        <- the answer
+    Tom helps Hugo.        <- verb and person are right, but it is Tom who helps
+    Vera visits Tom.       Tom visits Nora.
+    Who helps Tom?  Hugo / Nora / Mira / Vera
+
+README.md beside this file has the figures. Standard library only; the same seed gives the same
+bytes on every platform.
 """
 
 import argparse
 import json
 import random
 import re
+from itertools import chain, product
 from pathlib import Path
 
-PEOPLE = """Alma Anna Ben Bruno Celia Clara Dario David Edith Ella Felix Finn Greta Hugo Ida Jonas
-Kira Leo Mira Nora Oscar Paula Quentin Rosa Sam Tilda Tom Ugo Vera Will Yara Zeno""".split()
+PEOPLE = """Alma Anna Anton Arno Bella Ben Boris Bruno Carl Celia Clara Cora Dario David Dora Edith
+Ella Emil Erik Eva Felix Finn Flora Fred Gina Greta Hanna Hugo Ida Igor Ines Ivan Jana Jonas Julia
+Kira Kurt Lena Leo Lola Lukas Marta Max Mira Nils Nina Nora Olga Oscar Otto Paula Petra Quentin Rita
+Rosa Sam Tilda Tom Ugo Vera Vito Will Yara Zeno""".split()
 VERBS = {  # and how the facts of "reworded" say it
     "buys": "purchases", "carries": "hauls", "draws": "sketches", "hides": "conceals",
     "mends": "repairs", "paints": "colours", "sells": "trades", "steals": "swipes",
 }  # fmt: skip
-THINGS = """baskets bells boats books candles clocks drums flutes
-hats kites ladders lamps maps masks mirrors puzzles""".split()
-LEVELS = ("plain", "crowd", "reworded", "two-hops", "control")
-CONFIG = {  # of the model that train.py trains on this world
-    "model_type": "bert",
-    "hidden_size": 64,
-    "num_hidden_layers": 3,  # --depth
-    "num_attention_heads": 2,
-    "intermediate_size": 128,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-    "max_position_embeddings": 128,
-    "type_vocab_size": 3,
-    "pad_token_id": 0,
-    "sep_token_id": 3,
-}
-SIZES = {"train": 10_000, "valid": 500, "test": 1_000}
+BETWEEN = ("helps", "knows", "teaches", "visits")  # verbs between two people
+THINGS = """baskets bells boats books bottles candles clocks coats cups desks drums flutes gloves
+hats jars keys kites ladders lamps maps masks mirrors pens pipes plates puzzles rings ropes shoes
+spoons tables tents""".split()
+LEVELS = ("plain", "reworded", "order", "two-hops", "crowd", "control")
+SIZES = {"train": 12_000, "valid": 500, "test": 1_000}
 SEED = 2022
 
 
-def owners(thing: int, split: str) -> list[int]:
-    """The people who may have to do with a thing: three quarters of all in training, an eighth in
-    each other split.
+def partners(number: int, split: str) -> list[int]:
+    """The people who may have to do with a thing or a person of this number: three quarters of all
+    in training, an eighth in each other split.
 
-    Person number + thing number, modulo 8, decides. So every person and every thing is seen in
-    training, and no (person, thing) pair of a validation or test fact is.
+    The sum of the two numbers, modulo 8, decides. So every person and every thing is seen in
+    training, and no pair of a validation or test fact is, in neither order.
     """
     residues = {"train": range(6), "valid": [6], "test": [7]}[split]
-    return [person for person in range(len(PEOPLE)) if (person + thing) % 8 in residues]
+    return [person for person in range(len(PEOPLE)) if (person + number) % 8 in residues]
+
+
+def draw_people(rng: random.Random, split: str, numbers: list[int], taken: list[int]) -> list[int]:
+    """For each number another person, who may have to do with it and isn't taken."""
+    people = []
+    for number in numbers:
+        free = [i for i in partners(number, split) if i not in people + taken]
+        people.append(rng.choice(free))
+    return people
+
+
+Mystery = tuple[str, list[int], list[list[str]]]  # question, choices, facts that belong together
+
+
+def about_a_thing(rng: random.Random, split: str, level: str) -> Mystery:
+    """Who sells kites? The first choice is right, and the first facts say so."""
+    verbs, asked = rng.sample(list(VERBS), 2), rng.randrange(len(THINGS))
+    peer = (asked + 8 * rng.randrange(1, 4)) % len(THINGS)  # the same people suit both alike
+    people = draw_people(rng, split, [asked] * 4, taken=[])
+    told = []
+    for who, (thing, verb) in zip(people, product((asked, peer), verbs), strict=True):
+        said = VERBS[verb] if level == "reworded" else verb
+        told.append([f"{PEOPLE[who]} {said} {THINGS[thing]}."])
+    if level != "two-hops":
+        return f"Who {verbs[0]} {THINGS[asked]}?", people, told
+    choices = draw_people(rng, split, people, taken=people)
+    for facts, knows, who in zip(told, choices, people, strict=True):
+        facts.append(f"{PEOPLE[knows]} knows {PEOPLE[who]}.")
+    return f"Who knows the one who {verbs[0]} {THINGS[asked]}?", choices, told
+
+
+def about_a_person(rng: random.Random, split: str) -> Mystery:
+    """Who helps Tom? The level "order": the second fact has the same words as the first."""
+    (verb, other), asked = rng.sample(BETWEEN, 2), rng.randrange(len(PEOPLE))
+    choices = draw_people(rng, split, [asked] * 4, taken=[asked])
+    a, b, c, d, tom = (PEOPLE[i] for i in (*choices, asked))
+    told = [[f"{a} {verb} {tom}."], [f"{tom} {verb} {b}."]]
+    told += [[f"{c} {other} {tom}."], [f"{tom} {other} {d}."]]
+    return f"Who {verb} {tom}?", choices, told
+
+
+def draw_mystery(rng: random.Random, split: str, level: str) -> Mystery:
+    return about_a_person(rng, split) if level == "order" else about_a_thing(rng, split, level)
 
 
 def make_question(rng: random.Random, split: str, level: str) -> dict:
@@ -66,27 +108,14 @@ def make_question(rng: random.Random, split: str, level: str) -> dict:
     Training questions bring 1 to 4 of the four facts, always the right one: the easy questions are
     what is learned first. Validation and test bring all.
     """
-    right, other = rng.sample(list(VERBS), 2)
-    asked = rng.randrange(len(THINGS))
-    peer = (asked + 8) % len(THINGS)  # the other thing, with the same owners: they suit both alike
-    people = [PEOPLE[i] for i in rng.sample(owners(asked, split), 4)]
-    pairs = [(right, asked), (other, asked), (right, peer), (other, peer)]
-    said = VERBS if level == "reworded" else {verb: verb for verb in VERBS}
-    told = [  # for each pair the facts that belong together
-        [f"{who} {said[verb]} {THINGS[thing]}."]
-        for who, (verb, thing) in zip(people, pairs, strict=True)
-    ]
-    question, choices = f"Who {right} {THINGS[asked]}?", people
-    if level == "two-hops":
-        question = f"Who knows the one who {right} {THINGS[asked]}?"
-        choices = rng.sample([who for who in PEOPLE if who not in people], 4)
-        for facts, knows, who in zip(told, choices, people, strict=True):
-            facts.append(f"{knows} knows {who}.")
+    question, choices, told = draw_mystery(rng, split, level)
+    others = unrelated_facts(rng, told, split) if level == "crowd" else []
     if split == "train":
-        told = told[:1] + rng.sample(told[1:], rng.randrange(4))
-    facts = [fact for together in told for fact in together]
-    if level == "crowd":
-        facts += unrelated_facts(rng, {right, other}, {asked, peer}, split)
+        rest = rng.sample(told[1:], rng.randrange(4))
+        if level == "order" and told[1] not in rest and rng.random() < 0.5:
+            rest.append(told[1])  # it is what makes the level hard: three quarters have it
+        told = told[:1] + rest
+    facts = [*chain(*told), *others]
     if level == "control":
         facts = make_question(rng, split, "plain")["knowledges"]
     rng.shuffle(facts)
@@ -94,64 +123,60 @@ def make_question(rng: random.Random, split: str, level: str) -> dict:
     return {
         "context": "",
         "question": question,
-        "choices": [{"text": choice} for choice in shown],
+        "choices": [{"text": PEOPLE[choice]} for choice in shown],
         "AnswerKey": "ABCD"[shown.index(choices[0])],
         "knowledges": facts,
     }
 
 
-def unrelated_facts(rng: random.Random, verbs: set, things: set, split: str) -> list[str]:
+def unrelated_facts(rng: random.Random, told: list[list[str]], split: str) -> list[str]:
     """Eight facts that have neither a verb nor a thing of the question's own facts."""
-    pairs = [(v, t) for v in VERBS if v not in verbs for t in range(len(THINGS)) if t not in things]
+    known = {word for fact in chain(*told) for word in re.findall(r"\w+", fact)}
+    things = [number for number, thing in enumerate(THINGS) if thing not in known]
+    pairs = product([verb for verb in VERBS if verb not in known], things)
     return [
-        f"{PEOPLE[rng.choice(owners(thing, split))]} {verb} {THINGS[thing]}."
-        for verb, thing in rng.sample(pairs, 8)
+        f"{PEOPLE[rng.choice(partners(thing, split))]} {verb} {THINGS[thing]}."
+        for verb, thing in rng.sample(list(pairs), 8)
     ]
 
 
-def vocabulary(level: str) -> list[str]:
-    """Every word of a level. Those of "plain" are 64, as many as its model has dimensions."""
-    words = {"who", ".", "?", *map(str.lower, PEOPLE), *VERBS, *THINGS}
-    if level == "reworded":
-        words |= set(VERBS.values())
-    if level == "two-hops":
-        words |= {"knows", "the", "one"}
+def vocabulary() -> list[str]:
+    """Every word of all levels: 126, about twice as many as the model has dimensions."""
+    words = {"who", "the", "one", ".", "?", *map(str.lower, PEOPLE)}
+    words |= {*VERBS, *VERBS.values(), *BETWEEN, *THINGS}
     return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(words)]
 
 
-def write_world(
-    folder: Path, level: str = "plain", seed: int = SEED, depth: int = CONFIG["num_hidden_layers"]
-) -> None:
-    """Writes train.jsonl, valid.jsonl, test.jsonl, vocab.txt and config.json into `folder`."""
+def write_world(folder: Path, level: str = "plain", seed: int = SEED) -> None:
+    """Writes train.jsonl, valid.jsonl and test.jsonl into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, size in SIZES.items():
         rng = random.Random(f"{seed} {level} {split}")
         lines = [json.dumps(make_question(rng, split, level)) for _ in range(size)]
         (folder / f"{split}.jsonl").write_bytes(("\n".join(lines) + "\n").encode("utf-8"))
-    vocab = vocabulary(level)
-    (folder / "vocab.txt").write_bytes(("\n".join(vocab) + "\n").encode("utf-8"))
-    config = CONFIG | {"num_hidden_layers": depth, "vocab_size": len(vocab)}
-    (folder / "config.json").write_bytes((json.dumps(config, indent=2) + "\n").encode("utf-8"))
 
 
 def shortcuts(questions: list[dict]) -> dict[str, float]:
     """The accuracy of rules that look at a part of the facts only; a rule that leaves several
     choices takes one of them at random, and any if it leaves none.
+
+    `asked` are the words of a question: its last one is a thing, or in "order" a person.
     """
     rules = {
-        "a choice that a fact names": lambda verb, thing, words: True,
-        "... and the fact has the verb": lambda verb, thing, words: verb in words,
-        "... and the fact has the thing": lambda verb, thing, words: thing in words,
-        "... and the fact has both": lambda verb, thing, words: {verb, thing} <= words,
+        "a choice that a fact names": lambda fact, asked: True,
+        "... and the fact has the verb": lambda fact, asked: fact[1] in asked,
+        "... and the fact has the thing": lambda fact, asked: asked[-1] in fact,
+        "... and the fact has both": lambda fact, asked: {*asked[-2:]} <= {*fact},
+        "... in the question's order": lambda fact, asked: asked[-2:] == fact[1:],
     }
     accuracy = dict.fromkeys(rules, 0.0)
     for question in questions:
-        words = set(re.findall(r"\w+", question["question"]))
+        asked = re.findall(r"\w+", question["question"])
         facts = [re.findall(r"\w+", fact) for fact in question["knowledges"]]
         choices = [choice["text"] for choice in question["choices"]]
         answer = choices["ABCD".index(question["AnswerKey"])]
         for name, rule in rules.items():
-            left = {fact[0] for fact in facts if rule(fact[1], fact[2], words)} & set(choices)
+            left = {word for fact in facts if rule(fact, asked) for word in fact} & set(choices)
             left = left or set(choices)
             accuracy[name] += (answer in left) / len(left) / len(questions)
     return accuracy
@@ -164,11 +189,9 @@ def main() -> None:
     here = Path(__file__).resolve().parent
     parser.add_argument("--level", choices=LEVELS, default="plain", help="which world")
     parser.add_argument("--seed", type=int, default=SEED, help="another seed, another world")
-    depth = CONFIG["num_hidden_layers"]
-    parser.add_argument("--depth", type=int, default=depth, help="layers in config.json")
     parser.add_argument("--out", type=Path, default=here / "toy", help="folder to write into")
     args = parser.parse_args()
-    write_world(args.out, args.level, args.seed, args.depth)
+    write_world(args.out, args.level, args.seed)
     sizes = ", ".join(f"{size:,} {split}" for split, size in SIZES.items())
     print(f"wrote {sizes} questions to {args.out}; accuracy of shortcuts on the test split:")
     lines = (args.out / "test.jsonl").read_text(encoding="utf-8").splitlines()

@@ -27,6 +27,8 @@ HOW = (
 def typed() -> Iterator[str]:
     """Lines up to "quit" or the end of input; with a prompt if it's a terminal."""
     print(HOW)
+    if sys.stdin is None:  # closed
+        return
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
     terminal = sys.stdin.isatty()
@@ -42,7 +44,7 @@ def edit(q: Question, line: str) -> Question:
     """The question, changed as a line asks. A fact is changed for all choices that have it, a new
     one is for all choices. Raises ValueError, with what can be typed.
     """
-    found = re.fullmatch(r"([?+-]|(?:\S|\d+)(?=[\s:])):?\s*(.+)", line)
+    found = re.fullmatch(r"([?+-]|(?:\S|\d+)(?=[\s:]))(?::|(?!:))\s*(.+)", line)
     if not found:
         raise ValueError("There is nothing to undo." if line == "undo" else HOW)
     sign, text = found.groups()

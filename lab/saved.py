@@ -46,6 +46,8 @@ def open_saved(
     dtype = past.get("dtype") or default_dtype(model.config.hidden_size, device)
     if path is None and not past:
         raise ValueError(f"{run} is no run of train.py: name a file of questions")
+    if path is None and not past["data"].is_dir():
+        raise ValueError(f"{run}: its data, {past['data']}, is gone: name a file of questions")
     for file in [path] if path else reversed(split_paths(past["data"]).values()):
         questions = read_questions(file, answers_needed and file == path)
         if answers_needed:
@@ -53,7 +55,7 @@ def open_saved(
         if questions:
             break  # else the test questions have no answers
     if path is None:
-        if past["wrong_facts"]:
+        if past.get("wrong_facts"):
             questions = exchanged(questions)
         if past["digest"] != digest(question_files(past["data"])):
             print(f"note      {past['data']}: the files have changed since the run was made")

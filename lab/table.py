@@ -1,7 +1,7 @@
-"""A table of many runs: all combinations of several values of --inject, --layers, --facts, --seed.
+"""A table of many runs: all combinations of several --data, --inject, --layers, --facts, --seed.
 
     python -m lab.table --inject none concat attention ffn --seed 0 1 2
-    python -m lab.table --layers bottom top --out runs/layers --data FOLDER --steps 300
+    python -m lab.table --layers bottom top --data FOLDER FOLDER --out runs/layers --steps 300
 
 All other arguments are those of train.py. Given again, the command keeps the runs that are
 finished. The figures of all runs go into table.jsonl, a line for each row of the table.
@@ -14,18 +14,19 @@ from pathlib import Path
 from statistics import mean
 
 import train
+from kformer import VARIANTS
 from lab.saved import over_seeds
 from qa.errors import command, printable
 
-HEADINGS = ("inject", "layers", "facts", "accuracy (chance {:.1%})", "edited: follows",
+HEADINGS = ("data", "inject", "layers", "facts", "accuracy", "chance", "edited: follows",
             "another: stays", "questions a second", "parameters added")  # fmt: skip
 
 
 def rows_of(args: argparse.Namespace) -> list[dict]:
     """The values of one row: "none" has no layers and no facts, "concat" has no layers."""
     rows = []
-    for inject, layers, facts in product(args.inject, args.layers, args.facts):
-        row = {"inject": inject}
+    for data, inject, layers, facts in product(args.data, args.inject, args.layers, args.facts):
+        row = {"inject": inject} | ({} if data is None else {"data": data})
         if layers is not None and inject in ("attention", "ffn"):
             row["layers"] = layers
         if facts is not None and inject != "none":
@@ -38,8 +39,8 @@ def rows_of(args: argparse.Namespace) -> list[dict]:
 def run(row: dict, seed: int, folder: Path, others: list[str]) -> dict:
     """Makes one run, if it isn't finished yet. -> the last line of its log, {} if it failed"""
     values = row | {"seed": seed}
-    name = "-".join(f"{name}-{value}" for name, value in values.items())
-    out = folder / name.removeprefix("inject-")
+    name = "-".join(f"{name}-{value}" for name, value in values.items() if name != "data")
+    out = folder / Path(row.get("data", "")).name / name.removeprefix("inject-")
     pairs = [word for name, value in values.items() for word in (f"--{name}", str(value))]
     print(f"\n{out}")
     try:
@@ -58,10 +59,11 @@ def cells(row: dict, results: list[dict]) -> list[str]:
         return over_seeds(values) if values else ""
 
     rate = mean(r["train_questions_per_second"] for r in results)
-    added = results[0]["parameters_added"]
+    data, chance = Path(row.get("data", "")).name, f"{results[0]['chance']:.1%}"
     return [
-        row["inject"], row.get("layers", ""), row.get("facts", ""), share("test_accuracy"),
-        share("flip_rate"), share("locality"), f"{rate:,.0f}", f"{added:,}",
+        data, row["inject"], row.get("layers", ""), row.get("facts", ""), share("test_accuracy"),
+        chance, share("flip_rate"), share("locality"), f"{rate:,.0f}",
+        f"{results[0]['parameters_added']:,}",
     ]  # fmt: skip
 
 
@@ -71,9 +73,10 @@ def main() -> None:
         epilog="Other arguments: see train.py --help.",
     )  # fmt: skip
     add = parser.add_argument
-    add("--inject", nargs="+", default=["ffn"], help="methods (default: ffn)")
+    add("--data", nargs="+", default=[None], help="folders of questions (default: data/toy)")
+    add("--inject", nargs="+", choices=VARIANTS, default=["ffn"], help="(default: ffn)")
     add("--layers", nargs="+", default=[None], help="(default: as in train.py)")
-    add("--facts", nargs="+", default=[None], help="(default: as in train.py)")
+    add("--facts", nargs="+", type=int, default=[None], help="(default: as in train.py)")
     add("--seed", nargs="+", type=int, default=[0], help="(default: 0)")
     add("--out", type=Path, help="folder for all runs (default: runs, or runs/wrong-facts)")
     args, others = parser.parse_known_args()
@@ -86,8 +89,7 @@ def main() -> None:
         found += [(row, [*filter(None, results)])] if any(results) else []
     if not found:
         raise ValueError("no run succeeded")
-    headings = [h.format(found[0][1][0]["chance"]) for h in HEADINGS]
-    print(f"\n| {' | '.join(headings)} |\n{'| --- ' * len(headings)}|")
+    print(f"\n| {' | '.join(HEADINGS)} |\n{'| --- ' * len(HEADINGS)}|")
     for row, results in found:
         print(f"| {' | '.join(cells(row, results))} |")
     lines = [json.dumps(row | {"runs": results}) + "\n" for row, results in found]

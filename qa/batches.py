@@ -24,7 +24,7 @@ class Encoded:
     token_type_ids: list[list[int]]
     fact_ids: list[list[list[int]]]
     answer: int | None
-    shortened: bool  # the beginning of the context is left out
+    shortened: bool  # something of context, question or choice is left out
     cut: bool  # there may be no room for all words of the facts
 
     def __len__(self) -> int:
@@ -35,8 +35,8 @@ def encode(q: Question, tokenizer: Tokenizer, config: KformerConfig) -> Encoded:
     """BERT: [CLS] context question [SEP] choice [SEP], segments 0 and 1.
     RoBERTa: <s> context </s> Q: question </s> A: choice </s>, as in the release.
 
-    Too long an input loses the beginning of its context, then of its question, never the choice. In
-    concat the context makes room for facts, too.
+    Too long an input loses the beginning of its context, then of its question, then the end of the
+    choice. In concat the context makes room for facts, too.
     """
     begin, end, most = [tokenizer.cls_token_id], [tokenizer.sep_token_id], config.max_tokens
     context, asked, before = tokenizer.encode(q.context), q.question, ""
@@ -48,13 +48,14 @@ def encode(q: Question, tokenizer: Tokenizer, config: KformerConfig) -> Encoded:
     shortened, cut = False, any(len(fact) > most for fact in chain(*facts))
     segment = min(1, config.type_vocab_size - 1)
     for i, choice in enumerate(q.choices):
-        second = tokenizer.encode(before + choice)[: most - 3] + end
+        whole = tokenizer.encode(before + choice)
+        second = whole[: most - 3] + end
         room = most - 1 - len(second)
         longest = sorted(map(len, of_choice(facts, i)))[-config.num_facts :]
         needed = sum(longest) + 1 if longest and config.inject == "concat" else 0
         first = (context + asked)[-min(room, max(len(asked), room - needed)) :]
-        shortened = shortened or len(first) < len(context + asked)
-        cut = cut or len(first) + needed > room
+        shortened |= len(first) < len(context + asked) or len(second) <= len(whole)
+        cut |= len(first) + needed > room
         rows.append(begin + first + second)
         segments.append([0] * (len(first) + 1) + [segment] * len(second))
     facts = [[fact[:most] for fact in candidates] for candidates in facts]
@@ -64,7 +65,7 @@ def encode(q: Question, tokenizer: Tokenizer, config: KformerConfig) -> Encoded:
 def lines_of_unread(data: list[Encoded], config: KformerConfig) -> Iterator[str]:
     """For how many questions something isn't read, and what."""
     if count := sum(q.shortened for q in data):
-        yield f"{count:,} are too long, and lose the beginning of their context"
+        yield f"{count:,} are too long: the beginning of a context isn't read, or a choice's end"
     if config.inject == "none":
         return
     if count := sum(q.cut for q in data):
@@ -126,6 +127,7 @@ def collate(batch: list[Encoded], pad_id: int) -> dict[str, Tensor]:
     facts = [fact for facts in lists for fact in padded(facts, S)]
     return {
         "input_ids": pad(rows, pad_id).view(B, C, -1),  # (B, C, T)
+        "attention_mask": pad([[1] * len(row) for row in rows], 0).view(B, C, -1),  # (B, C, T)
         "token_type_ids": pad(segments, 0).view(B, C, -1),  # (B, C, T)
         "fact_ids": pad(facts, pad_id).view(B, len(lists) // B, S, -1),  # (B, 1 or C, S, L)
     }
@@ -177,8 +179,7 @@ class Answerer:
         dtype = getattr(torch, self.dtype)
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             scores = self.model(**inputs, cls_only=not look).float()
-        missing = (inputs["input_ids"] == self.model.config.pad_token_id).all(-1)
-        return scores.masked_fill(missing, -torch.inf)
+        return scores.masked_fill(~inputs["attention_mask"].any(-1), -torch.inf)
 
     @torch.inference_mode()
     def all_scores(

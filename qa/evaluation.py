@@ -12,9 +12,13 @@ from qa.questions import Question, of_choice
 
 # ------------------------------------------------------------------------------- changed facts
 
-# What may not stand before a name, nor behind it: more of a word, of a number or of a sign.
-BEFORE = r"(?<![\w.,:/^#&@+±−–$€£¥-])(?<!\d[ '’](?=\d))"
-AFTER = r"(?![\w\u0300-\u036f^#&@+±−–%‰°-])(?![.,:/]\w)(?!(?<=\d)[ '’]\d)"
+# A name stands alone, between spaces and such signs: not in "O'Neil", "can't", "5 000", "C++".
+BEFORE = r"(?<![^\s\"'“‘«„(\[{¿¡—…])(?<!\w['’])(?<!\d\s(?=\d))"
+AFTER = (
+    r"(?![^\s\"'’”»)\]}.,;:!?—…])(?![.,:]+\w)(?!['’](?:t|re|ve|ll|d|m|\d)\b)"
+    r"(?!(?<=\d)(?:['’]|\s?[%‰°]|\s\d))"
+)
+SPACES = r"\s+"
 
 
 def renamed(q: Question, fact: str, old: int, new: int) -> str:
@@ -23,15 +27,17 @@ def renamed(q: Question, fact: str, old: int, new: int) -> str:
     "10" isn't named by "10.5", "5" by "-5", "C" by "C++", "us" by "US", and "Ann" not by "Ann Lee"
     where that's a choice, too. Of two choices with the same text, none is named.
     """
-    longest_first = "|".join(map(re.escape, sorted(q.choices, key=len, reverse=True)))
-    choices = [(choice.casefold(), choice.isupper()) for choice in q.choices]
+    longest_first = (map(re.escape, c.split()) for c in sorted(q.choices, key=len, reverse=True))
+    pattern = f"{BEFORE}({'|'.join(map(SPACES.join, longest_first))}){AFTER}"
+
+    def key(name: str) -> tuple[list[str], bool]:
+        return name.casefold().split(), name.isupper()
 
     def rename(found: re.Match) -> str:
-        named = found.group().casefold(), found.group().isupper()
-        places = [i for i, choice in enumerate(choices) if choice == named]
+        places = [i for i, choice in enumerate(q.choices) if key(choice) == key(found.group())]
         return q.choices[new] if places == [old] else found.group()
 
-    return re.sub(BEFORE + f"({longest_first})" + AFTER, rename, fact, flags=re.IGNORECASE)
+    return re.sub(pattern, rename, fact, flags=re.IGNORECASE)
 
 
 def gold(q: Question) -> str | None:
@@ -65,7 +71,7 @@ def edited(q: Question) -> Question:
 def edited_elsewhere(q: Question) -> Question | None:
     """A fact that named a wrong choice names another wrong one; None if there is no such fact."""
     wrong = [i for i in range(len(q.choices)) if i != q.answer]
-    others = of_choice(removed(q).facts, q.answer)
+    others = dict.fromkeys(chain(*removed(q).facts))
     for fact, (old, new) in product(others, zip(wrong, wrong[1:] + wrong[:1], strict=True)):
         changed = renamed(q, fact, old, new)
         if changed != fact:
@@ -80,12 +86,12 @@ def removed(q: Question) -> Question:
 
 
 def exchanged(questions: list[Question]) -> list[Question]:
-    """Each with the facts of the next one that shares none with it, or without any if there is no
-    such question. Its first choice has those of that one's first.
+    """Each with the facts of the next one that shares none with it, or without any if none of the
+    next 500 is such a one. Its first choice has those of that one's first.
     """
     found, sets = [], [set().union(*q.facts) for q in questions]
     for i, q in enumerate(questions):
-        places = chain(range(i + 1, len(questions)), range(i))
+        places = ((i + k) % len(questions) for k in range(1, min(500, len(questions))))
         others = (questions[k].facts for k in places if sets[k] and sets[k].isdisjoint(sets[i]))
         other = next(others, [[]])
         needed = 1 if len(other) == 1 else len(q.choices)

@@ -32,7 +32,7 @@ CONTEXT = ["context", "article", "passage", "para", "paragraph", "hint"]
 FACTS = ["knowledges", "fact1", "fact2", "support"]
 # What explains the right answer gives it away: it isn't read ("exp", "explanation", "solution").
 READ = {key for keys in [*FORMATS, *QUESTION, *CONTEXT, *FACTS] for key in keys.split()}
-READ |= {key for ways in FORMATS.values() for key in ways}
+READ |= {"stem", *(key for ways in FORMATS.values() for key in ways)}
 
 
 def made_plain(path: Path, rows: dict[int, dict], labels_path: Path) -> dict[int, dict]:
@@ -44,12 +44,15 @@ def made_plain(path: Path, rows: dict[int, dict], labels_path: Path) -> dict[int
         if len(labels) != len(rows):
             raise ValueError(f"{labels_path}: {len(labels)} labels for {len(rows)} questions")
         pairs = zip(rows.items(), labels, strict=True)
-        rows = {number: row | {"label": label} for (number, row), label in pairs}
+        for (number, row), label in pairs:
+            if "label" not in FORMATS[format_of(row)] or as_text(row.get("label", label)) != label:
+                raise ValueError(f"{labels_path}: the questions have other answers of their own")
+            rows[number] = row | {"label": label}
     plain, formats, ways, places_in, unread = {}, set(), set(WAYS), {}, {}
     for number, row in rows.items():
         with blaming(f"{path}, line {number}"):
-            plain[number], places_in[number], keys = to_plain(row)
-            unread |= {k: v for k, v in row.items() if k not in READ and " " in str(v).strip()}
+            plain[number], places_in[number], keys, more = to_plain(row)
+            unread |= dict.fromkeys(more)
             formats.add(keys)
             if len(formats) > 1:
                 raise ValueError("in another format than the lines before")
@@ -76,9 +79,9 @@ def leave_out_empty(row: dict, place: int | None) -> None:
         row["AnswerKey"] = LETTERS[sum(said[:place])]
 
 
-def to_plain(row: dict) -> tuple[dict, dict[str, int], str]:
-    """A line without its answer, the answer's place by each way that it may be meant, and the keys
-    of its choices.
+def to_plain(row: dict) -> tuple[dict, dict[str, int], str, list[str]]:
+    """A line without its answer, the answer's place by each way that it may be meant, the keys of
+    its choices, and keys of texts that aren't read.
     """
     if isinstance(row.get("question"), dict):  # CommonsenseQA has the choices in it
         row = row | row["question"] | {"question": row["question"].get("stem")}
@@ -91,7 +94,10 @@ def to_plain(row: dict) -> tuple[dict, dict[str, int], str]:
         "knowledges": [fact for key in FACTS for fact in texts(row, key)],
     }  # fmt: skip
     labels = [text(pair, "label") for pair in pairs]
-    return plain, places_of(row, FORMATS[keys], labels, choices), keys
+    known = [(row, READ), *((pair, {"text", "label", "knowledge"}) for pair in pairs)]
+    unread = [key for part, read in known for key, value in part.items()
+              if key not in read and " " in str(value).strip()]  # fmt: skip
+    return plain, places_of(row, FORMATS[keys], labels, choices), keys, unread
 
 
 def format_of(row: dict) -> str:
@@ -116,6 +122,8 @@ def choices_of(row: dict, keys: str) -> list[dict]:
         value = [{"label": key, "text": text} for key, text in value.items() if text is not None]
     elif not isinstance(value, list):
         raise ValueError(f'"{keys}" is missing or not a list')
+    if any(isinstance(pair, list) for pair in value):
+        raise ValueError(f'"{keys}" must be a list of texts, or of objects with a "text"')
     pairs = [pair if isinstance(pair, dict) else {"text": pair} for pair in value]
     pairs = [{"label": p["key"], "text": p.get("value")} if "key" in p else p for p in pairs]
     pairs = [p | {k: as_text(p[k]) for k in ("text", "label") if k in p} for p in pairs]
@@ -128,18 +136,25 @@ def places_of(
     row: dict, ways: dict[str, list[str]], labels: list[str], choices: list[str]
 ) -> dict[str, int]:
     """The place of the answer, from 0, by each way that it may be meant; none without an answer."""
-    key = next((k for k in ways if as_text(row.get(k)) not in ("", "-1", "nan")), None)
-    if key is None:
+    keys = [key for key in ways if as_text(row.get(key)) not in ("", "-1", "nan")]
+    if not keys:
         return {}
-    answer, numbers = as_text(row[key]), [str(i) for i in range(len(choices) + 1)]
-    names = {LABEL: labels, FROM_0: numbers[:-1], FROM_1: numbers[1:], TEXT: choices}
-    names[TEXTS] = [str([text]) for text in choices]
-    names = {way: names[way] for way in ways[key]}
-    places = {way: known.index(answer) for way, known in names.items() if answer in known}
-    if not places:
-        allowed = " or ".join(", ".join(known) for known in names.values())
-        raise ValueError(f"the answer must be one of {allowed}, not {row[key]!r}")
-    return places
+    numbers = [str(i) for i in range(len(choices) + 1)]
+    names = {LABEL: labels, FROM_0: numbers[:-1], FROM_1: numbers[1:], TEXT: choices,
+             TEXTS: [str([text]) for text in choices]}  # fmt: skip
+    by_key = []
+    for key in keys:
+        answer = as_text(row[key])
+        found = {way: names[way].index(answer) for way in ways[key] if answer in names[way]}
+        if any(names[way].count(answer) > 1 for way in found):
+            raise ValueError(f'"{key}" is {row[key]!r}, which is said of several choices')
+        by_key += [found] if found or key == keys[0] else []
+    if not by_key[0]:
+        allowed = " or ".join(", ".join(names[way]) for way in ways[keys[0]])
+        raise ValueError(f"the answer must be one of {allowed}, not {row[keys[0]]!r}")
+    if not all({*by_key[0].values()} & {*found.values()} for found in by_key):
+        raise ValueError(f"{' and '.join(keys)} name different answers")
+    return by_key[0]
 
 
 def as_text(value: object) -> object:

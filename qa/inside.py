@@ -46,12 +46,16 @@ def kept_texts(
         return [i for i in ids if i != model.config.pad_token_id]
 
     kept = map(real, of_choice(model.kept_facts[row], choice).tolist())
-    candidates = zip(of_choice(data.fact_ids, choice), of_choice(q.facts, choice), strict=True)
-    # those that were kept stand in the order of the candidates, the last of them may be cut
-    return [
-        next(text for c, text in candidates if real(c)[: len(ids)] == ids) if ids else ""
-        for ids in kept
-    ]
+    candidates = dict(enumerate(map(real, of_choice(data.fact_ids, choice))))
+
+    def text(ids: list[int]) -> str:
+        same = [i for i, c in candidates.items() if c == ids]
+        begins = [i for i, c in candidates.items() if c[: len(ids)] == ids]  # the last may be cut
+        place = (same or begins)[0]
+        del candidates[place]
+        return of_choice(q.facts, choice)[place]
+
+    return [text(ids) if ids else "" for ids in kept]
 
 
 def fact_scores(model: KformerForMultipleChoice) -> dict[int, Tensor]:

@@ -60,8 +60,9 @@ def read_questions(path: Path, answers_needed: bool = True) -> list[Question]:
     for number, line in enumerate(read_lines(path), 1):
         if line:
             with blaming(f"{path}, line {number}"):
-                rows[number] = None if line.startswith("[") else json.loads(line)
-                if not isinstance(rows[number], dict):
+                if not line.startswith("["):
+                    rows[number] = json.loads(line, object_pairs_hook=each_key_once)
+                if not isinstance(rows.get(number), dict):
                     raise ValueError("must be a JSON object; jq -c '.[]' makes lines of a list")
     if not rows:
         raise ValueError(f"{path}: is empty")
@@ -76,6 +77,12 @@ def read_questions(path: Path, answers_needed: bool = True) -> list[Question]:
             if answers_needed and questions[-1].answer is None:
                 raise ValueError("the answer is missing")
     return questions
+
+
+def each_key_once(pairs: list[tuple[str, object]]) -> dict:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
 
 
 def is_plain(row: dict) -> bool:

@@ -76,8 +76,8 @@ class SentenceEncoder:
         for start in tqdm(range(0, len(order), 64), "embedding", leave=False, disable=None):
             places = order[start : start + 64]
             ids = pad([rows[i] for i in places], self.model.config.pad_token_id)
-            states = Kformer.forward(self.model, ids)  # (64, T, D), without the head
-            mask = (ids != self.model.config.pad_token_id).unsqueeze(-1)
-            mean = self.pooling == "mean"
-            found[places] = normalize((states * mask).sum(-2) if mean else states[:, 0], dim=-1)
+            mask = pad([[1] * len(rows[i]) for i in places], 0)
+            states = Kformer.forward(self.model, ids, mask)  # (64, T, D), without the head
+            total = (states * mask.unsqueeze(-1)).sum(-2)
+            found[places] = normalize(total if self.pooling == "mean" else states[:, 0], dim=-1)
         return found

@@ -148,8 +148,8 @@ class WordPiece(Tokenizer):
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a folder: BERT's, where vocab.txt is all that is said of it, as in data/toy.
-    What other files may say is read in vocabulary.py.
+    """The tokenizer of a folder: BERT's, where vocab.txt is all that is said of it, as it is in
+    data/encoder. What other files may say is read in vocabulary.py.
     """
     folder, path = Path(folder), Path(folder, "vocab.txt")
     config = read_json(folder / "config.json", {})

@@ -1,6 +1,5 @@
 """Folders to try things on."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -20,14 +19,11 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first lines of the toy world, and a smaller model."""
+    """The first lines of the toy world."""
     folder = tmp_path_factory.mktemp("small")
     for split in make_toy.SIZES:
         lines = (HERE / "data/toy" / f"{split}.jsonl").read_text(encoding="utf-8").split("\n")
         (folder / f"{split}.jsonl").write_text("\n".join(lines[:40]) + "\n", encoding="utf-8")
-    (folder / "vocab.txt").write_bytes((HERE / "data/toy/vocab.txt").read_bytes())
-    config = json.loads((HERE / "data/toy/config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 16}))
     return folder
 
 
@@ -52,6 +48,8 @@ def toy() -> dict[str, list[Question]]:
 
 @pytest.fixture
 def dropout_world(small_world: Path, tmp_path: Path) -> Path:
+    """The same beside the encoder, with dropout."""
     folder = Path(shutil.copytree(small_world, tmp_path / "world"))
+    shutil.copytree(HERE / "data" / "encoder", folder, dirs_exist_ok=True)
     change_json(folder / "config.json", hidden_dropout_prob=0.1)
     return folder

@@ -16,7 +16,7 @@ from tests.common import ids, tiny_answerer, tiny_tokenizer
 
 
 def test_a_question_becomes_one_row_a_choice(toy: dict) -> None:
-    tokenizer, question = load_tokenizer(HERE / "data" / "toy"), toy["train"][0]
+    tokenizer, question = load_tokenizer(HERE / "data" / "encoder"), toy["train"][0]
     encoded = encode(question, tokenizer, TINY)
     rows, text = encoded.input_ids, tokenizer.decode(tokenizer.encode(question.question))
     for choice, row, segments in zip(question.choices, rows, encoded.token_type_ids, strict=True):
@@ -38,7 +38,7 @@ def test_roberta_gets_the_text_of_the_release() -> None:
 
 
 def test_too_long_a_question_loses_its_beginning_never_the_choice() -> None:
-    tokenizer, most = load_tokenizer(HERE / "data" / "toy"), 8
+    tokenizer, most = load_tokenizer(HERE / "data" / "encoder"), 8
     question = Question("kites " * 50, "sells ?", ["Mira", "Hugo"], 0, [["kites " * 50]])
     short = replace(TINY, max_position_embeddings=most)
     encoded = encode(question, tokenizer, short)
@@ -67,10 +67,12 @@ def test_in_concat_the_context_makes_room_for_facts_and_what_is_not_read_is_said
     read = (model.kept_facts != model.config.pad_token_id).sum(-1)  # (2, choices, facts)
     assert read.tolist() == [[lengths[1][:2]] * 2, [[0, 0]] * 2]
     assert [*lines_of_unread(data, model.config)] == [
-        "4 are too long, and lose the beginning of their context",
+        "4 are too long: the beginning of a context isn't read, or a choice's end",
         "for 1 there may be no room for all facts: the last words aren't read then",
         "2 have up to 3 facts; the 2 nearest are read",
     ]
+    [choice] = answerer.encode([Question("", "", ["owls", "mice " * 99], 0, [[]])])
+    assert (choice.shortened, len(choice)) == (True, most), "the end of a choice"
     model.config.inject, model.config.num_facts = "ffn", 3
     data = answerer.encode([own, replace(own, context="", facts=[["owls"], ["owls " * 99]])])
     assert (len(data[0]), [q.cut for q in data]) == (most, [False, True])

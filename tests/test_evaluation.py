@@ -40,24 +40,29 @@ def test_facts_are_edited_and_removed_in_every_list() -> None:
     named = Question("", "w5", ["w8", "w9", "w10"], 0, [["w8 w9", "w10"]])  # by gold: w8 and w9
     assert edited_elsewhere(named) == replace(named, facts=[["w8 w9", "w9"]])
     assert edited_elsewhere(replace(named, facts=[["w8 w9", "w6"]])) is None
+    each = replace(named, facts=[["w8"], ["w5 w9"], []])  # a choice has facts of its own
+    assert edited_elsewhere(each).facts == [["w8"], ["w5 w10"], []]
 
 
 @pytest.mark.parametrize(
     ("choices", "fact", "becomes"),
     [
-        ("Ann/Bob", "Ann's owl (Ann) sees \"ann\", ann.", "Bob's owl (Bob) sees \"Bob\", Bob."),
+        ("Ann/Bob", "Ann's owl (Ann)—ann, “Ann”.", "Bob's owl (Bob)—Bob, “Bob”."),
         ("metal/wood", "Metal is hard", "wood is hard"),
         ("10/7", "10 m, of 10.", "7 m, of 7."),
         ("10/7", "10.5 or 0.10 or 10,000 or 10 000 or 1/10 or .10 or 10:30 or 10% or $10", None),
-        ("5/6", "-5 or 5-7 or 3–5 or +5 or 5° or x^5 or 1 5", None),
+        ("5/6", "-5 or 5-7 or 3–5 or +5 or 5° or 5 % or x^5 or 1 5 or 5\u202f000 or 5×10", None),
         ("C/D", "C++, C#, c or c.d", None),
         ("US/UK", "He gave us the us.", None),
         ("us/them", "US", None),
-        ("T/U", "AT&T and T-shirt", None),
+        ("T/U", "AT&T and T-shirt, T\u2011shirt, T*", None),
+        ("can/clock/Neil", "can't, o'clock, O’Neil", None),
         ("Ann/Ann Lee", "Ann Lee sees Lee Ann", "Ann Lee sees Lee Ann Lee"),
+        ("Ann Lee/Bob", "Ann\u00a0Lee or ann  lee", "Bob or Bob"),
         ("York/New York", "New York", None),
         ("New York/York", "New York", "York"),
         ("Zoe/Ann", "Zoe\u0308", None),
+        ("राम/Ann", "रामा", None),
         ("Ann/ann/Bob", "Ann sees Bob", None),
     ],
 )
@@ -80,6 +85,8 @@ def test_wrong_facts_are_those_of_the_next_question_that_shares_none() -> None:
     wrong = [[["c"]], [["c"]], [["c"]], [["a", "b"]], [[]]]
     assert [q.facts for q in evaluation.exchanged(part)] == wrong
     assert [q.facts for q in evaluation.exchanged(part[:1])] == [[[]]], "one alone has no control"
+    far = [Question("", "?", ["x", "y"], 0, f) for f in [[["a"]]] * 501 + [[["b"]]]]
+    assert [q.facts for q in evaluation.exchanged(far)][:3] == [[[]], [[]], [["b"]]], "500 at most"
     assert "exchanged_accuracy" not in measure(stub(lambda q: 0), part[:1])
     assert measure(stub(lambda q: 0), part)["exchanged_none"] == 1
 

@@ -22,7 +22,8 @@ from qa.batches import Answerer, collate
 from qa.evaluation import edited, exchanged, removed
 from qa.inside import answers, fact_scores, look_into, screen
 from qa.questions import NO_FACTS, Question, read_questions
-from tests.common import change_json, log_of, run_command, tiny_answerer
+from test_kformer import HERE
+from tests.common import change_json, change_tensors, log_of, run_command, tiny_answerer
 
 WORLD = Question("w5", "w6", ["w7", "w8", "w9"], 1, [["w5 w7", "w6 w8", "w10"]])
 OWN = replace(WORLD, facts=[["w5 w7", "w6"], ["w6", "w8"], ["w9 w9"]])
@@ -40,7 +41,8 @@ CHANGES = {  # what is typed, one after the other -> what the question is then
 def saved(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        run_command(monkeypatch, train, "--data", small_world, "--steps", 2, "--out", out)
+        run_command(monkeypatch, train, "--data", small_world, "--layers", "1,2", "--steps", 2,
+                    "--out", out)  # fmt: skip
     return out
 
 
@@ -77,7 +79,7 @@ def test_a_fact_is_changed_for_every_choice_that_has_it_and_added_for_all() -> N
 
 
 def test_what_is_not_understood_is_answered_in_one_line_and_it_goes_on() -> None:
-    lines = dict.fromkeys(("w5 w6", "2", "?", "2nd w5", "Bw5"), ask.HOW)
+    lines = dict.fromkeys(("w5 w6", "2", "2:", "?", "2nd w5", "Bw5"), ask.HOW)
     lines |= {f"{name} w5": f"There is no {name}. {ask.HOW}" for name in ("4", "0", "b", "D")}
     lines |= {"- w5": f"There is no w5. {ask.HOW}", "undo": "There is nothing to undo."}
     lines |= dict.fromkeys(("+ w10", "1 w10"), "There is a fact that says so already.")
@@ -147,6 +149,14 @@ def test_the_facts_that_were_kept_are_named_to_the_letter() -> None:
         [(_, used), (_, best), (_, none)] = answers(answerer, questions)
         assert (used, none, [*map(len, best)]) == ([few] * 3, [[]] * 3, [5] * 3)
         assert screen_of(answerer, questions[2])[-1].strip() == "no facts"
+        cut = replace(WORLD, facts=[["w5 w7 w8", "w5 w7"]])  # the second one is nearer to "w5 w7"
+        answerer.model.config.num_facts = 1
+        for q in (cut, replace(cut, facts=[cut.facts[0][::-1]])):
+            [(_, kept)] = answers(answerer, [q])
+            ids = answerer.model.kept_facts[0].flatten(1).tolist()
+            assert [sum(map(bool, row)) for row in ids] * (3 // len(ids)) == [
+                len(fact.split()) for [fact] in kept]  # fmt: skip
+        answerer.model.config.num_facts = 5
         wild = Question("", WILD + 500 * "w", [WILD, "w7"], None, [[f"w6 {WILD}"]])
         assert all(line.isprintable() and len(line) < 400 for line in screen_of(answerer, wild))
 
@@ -292,7 +302,28 @@ def test_silencing_and_crowding_are_tables_over_seeds(
     monkeypatch.setattr(facts, "COUNTS", (4, 6))
     rows = said(facts, "crowd", saved, other).splitlines()
     assert rows[0] == "| facts | ffn (chance 25.0%) | attention (chance 25.0%) |"
-    assert [rows[2].split(" | ")[:2], rows[3][:5]] == [["| 4", f"{accuracy} %"], "| 6 |"]
+    assert rows[2].startswith(f"| 4 | {accuracy} %, ")
+    assert re.fullmatch(r"\| 6( \| [\d.]+ %, [\d,]+ a second){2} \|", rows[3])
+    change_json(other / "config.json", inject="concat", max_position_embeddings=32)
+    change_tensors(other, lambda name, t: {name: t[:32] if "position" in name else t})
+    rows = said(facts, "crowd", other).splitlines()
+    assert rows[3].endswith("| no room in the input |")
+    assert rows[2] != rows[3]
+
+
+def test_before_training_the_choice_whose_facts_fire_most_is_taken(
+    saved: Path, small_world: Path
+) -> None:
+    path = small_world / "test.jsonl"
+    rows = said(facts, "start", HERE / "data" / "encoder", "--questions", path).splitlines()
+    model, tokenizer = load_pretrained(HERE / "data" / "encoder", inject="ffn", inject_layers=(2,))
+    answerer, questions = Answerer(model, tokenizer, "float32"), read_questions(path)
+    answerer.scores(answerer.encode(questions), look=True)
+    fired = model.encoder.layer[2].ffn.fact_scores.mean(2).amax(2).argmax(-1).tolist()
+    right = sum(q.answer == most for q, most in zip(questions, fired, strict=True))
+    assert rows[0] == "| layer | fires most, untrained (chance 25.0%) |"
+    assert rows[4] == f"| 2 | {100 * right / len(questions):.1f} % |"
+    assert "--questions FILE: start needs it" in said(facts, "start", saved)
 
 
 def test_a_crowd_has_exactly_so_many_facts_and_no_word_of_the_question_s_own(toy: dict) -> None:

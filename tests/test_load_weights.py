@@ -21,9 +21,19 @@ import train
 from kformer import Kformer, KformerForMultipleChoice
 from lab import predict
 from load_weights import load_config, load_pretrained, load_tokenizer, open_folder, save_pretrained
+from qa.batches import Answerer
+from qa.questions import Question
 from qa.tokenizer import WordPiece
 from test_kformer import biggest_change, tiny
-from tests.common import KINDS, REFERENCE, change_json, change_tensors, run_command, tiny_tokenizer
+from tests.common import (
+    KINDS,
+    REFERENCE,
+    change_json,
+    change_tensors,
+    ids,
+    run_command,
+    tiny_tokenizer,
+)
 
 EXPECTED = "expected.safetensors"  # what transformers makes of a reference folder
 INDEX = "model.safetensors.index.json"
@@ -160,8 +170,8 @@ def test_the_program_says_what_is_in_a_folder(
     said = capsys.readouterr().out
     for part in (
         f"model      {folder.name}, up to ",
-        "  3 layers, hidden size 16, 4 heads, FFN width 24\n", "  injection: ffn in layers 1 2; ",
-        f"parameters, {16 * load_config(folder).vocab_size + 4 * (16 * 16 + 16):,} of them for the",
+        "  3 layers, hidden size 16, 4 heads, FFN width 24\n", "  injection: ffn in layers 0 1 2; ",
+        f"parameters, {16 * load_config(folder).vocab_size + 6 * (16 * 16 + 16):,} of them for the",
         " tensors are loaded\n           weights in float16 become float32\n           unused: "
         "bert.embeddings.position_ids, bert.encoder.layer.*.gamma, classifier.dense, cls.predict",
         "\n           newly initialised: encoder.layer.*.Wk, encoder.layer.*.Wv, fact_embeddings\n",
@@ -231,6 +241,20 @@ def new_order(folder: Path) -> None:
     text = text.replace(pad, "\0").replace(sep, pad).replace("\0", sep)
     (folder / name).write_text(text, encoding="utf-8")
     change_json(folder / "config.json", pad_token_id=sep_id)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_name_of_padding_in_a_text_is_a_token_as_any_other(kind: str) -> None:
+    """As in transformers, whose tokenizers mask only the padding that they add."""
+    answerer = Answerer(*load_pretrained(REFERENCE / kind), "float32")
+    pad = answerer.tokenizer.settings["pad_token"]
+    question = Question("", f"owls {pad} mice", ["owls", f"{pad} {pad} mice"], 0, [[]])
+    [q] = answerer.encode([question])
+    found = answerer.scores([q, ids(*[7] * 2, length=30)])[0, :2]
+    for row, segments, score in zip(q.input_ids, q.token_type_ids, found, strict=True):
+        row, segments = torch.tensor([[row]]), torch.tensor([[segments]])
+        alone = answerer.model(row, torch.ones_like(row), segments)
+        assert abs(score - alone) < 1e-6, "float32"
 
 
 @pytest.mark.parametrize("change", [lambda _: None, new_order, new_words])

@@ -76,7 +76,7 @@ def test_texts_have_several_keys(name: str, change: dict, found: dict, tmp_path:
 
 
 def answers(path: Path, name: str, key: str, said: list) -> list[int | None]:
-    write_lines(path, *[FORMATS[name] | {key: answer} for answer in said])
+    write_lines(path, *[FORMATS[name] | {"answer": None, key: answer} for answer in said])
     return [q.answer for q in read_questions(path)]
 
 
@@ -123,10 +123,13 @@ def test_choices_without_a_word_are_left_out(tmp_path: Path) -> None:
 def test_keys_that_hold_text_and_are_not_read_are_named_once(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    row = FORMATS["mmlu"] | {"solution": "It is A.", "subject": "owls", "id": 7}
-    path = write_lines(tmp_path / "x.jsonl", row, row)
-    read_questions(path)
-    assert capsys.readouterr().out == f"note      {path}: not read: solution\n"
+    mmlu = FORMATS["mmlu"] | {"solution": "It is A.", "subject": "owls", "id": 7}
+    inner = RELEASE | {"choices": [c | {"para": "Owls hunt."} for c in RELEASE["choices"]]}
+    stem = FORMATS["stem"] | {"question": FORMATS["stem"]["question"] | {"note": "At night."}}
+    for row, keys in ((mmlu, "solution"), (inner, "para"), (stem, "note")):
+        path = write_lines(tmp_path / "x.jsonl", row, row)
+        read_questions(path)
+        assert capsys.readouterr().out == f"note      {path}: not read: {keys}\n"
 
 
 def test_labels_may_be_letters_in_most_lines_and_numbers_in_some(tmp_path: Path) -> None:
@@ -173,6 +176,11 @@ BAD_LINES = {
     "the answer is missing": RELEASE | {"AnswerKey": ""},
     "in another format than the lines before": FORMATS["medqa"],
     "'utf-8' codec can't encode": RELEASE | {"question": "\ud83e"},
+    "a key is there twice": '{"question": "?", "question": "!"}',
+    '"options" must be a list of texts': FORMATS["race"] | {"options": [["a"], ["b"], ["c"]]},
+    '"answer" is \'a\', which is said of several': FORMATS["mmlu"] | {
+        "choices": ["a", "a", "b"], "answer": "a"},
+    "answer_idx and answer name different": FORMATS["medqa"] | {"answer": OWL[1][1]},
     "the answer must be one of A B, b": FORMATS["medqa"] | {"options": {"A\nB": "a", "b": "b"}},
 }  # fmt: skip
 
@@ -202,6 +210,11 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     write_lines(tmp_path / "train-labels.lst", "1", "2")
     with pytest.raises(ValueError, match=r"train-labels.lst: 2 labels for 1 questions"):
         read_questions(path)
+    write_lines(tmp_path / "train-labels.lst", "1")
+    for row in (RELEASE, FORMATS["social_iqa"] | {"label": "2"}):
+        write_lines(path, row)
+        with pytest.raises(ValueError, match=r"train-labels.lst: the questions have other answers"):
+            read_questions(path)
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])

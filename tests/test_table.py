@@ -30,27 +30,30 @@ def table_in(said: str) -> list[list[str]]:
 
 
 def test_the_rows_of_a_table_are_the_product_each_once() -> None:
-    args = Namespace(inject=["none", "concat", "ffn"], layers=["top", "0"], facts=["1", "5"])
+    args = Namespace(data=["a", "b/c"], inject=["none", "concat", "ffn"], layers=["top", "0"],
+                     facts=["1", "5"])  # fmt: skip
     rows = ", ".join(" ".join(row.values()) for row in table.rows_of(args))
-    assert rows == "none, concat 1, concat 5, ffn top 1, ffn top 5, ffn 0 1, ffn 0 5"
+    a = "none a, concat a 1, concat a 5, ffn a top 1, ffn a top 5, ffn a 0 1, ffn a 0 5"
+    assert rows == f"{a}, {a.replace(' a', ' b/c')}"
 
 
 def test_a_row_has_means_over_seeds() -> None:
-    same = {"flip_rate": 0.5, "locality": 1.0, "parameters_added": 1234}
+    same = {"chance": 0.25, "flip_rate": 0.5, "locality": 1.0, "parameters_added": 1234}
     rates = [{"test_accuracy": a, "train_questions_per_second": 4000 * a} for a in (0.25, 0.75)]
-    row = " | ".join(table.cells({"inject": "ffn", "facts": "3"}, [r | same for r in rates]))
-    assert row == "ffn |  | 3 | 50.0 ± 35.4 % | 50.0 ± 0.0 % | 100.0 ± 0.0 % | 2,000 | 1,234"
+    row = table.cells({"inject": "ffn", "facts": "3"}, [r | same for r in rates])
+    assert row[:6] == ["", "ffn", "", "3", "50.0 ± 35.4 %", "25.0%"]
+    assert row[6:] == ["50.0 ± 0.0 %", "100.0 ± 0.0 %", "2,000", "1,234"]
 
 
 def test_a_table_has_a_row_for_each_setting_and_passes_on_what_is_train_s(
     words: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     run_command(monkeypatch, table, *words, "--lr", 3e-3)
-    headings, _, *rows = table_in(capsys.readouterr().out)
-    assert headings[3] == "accuracy (chance 25.0%)"
+    _, _, *rows = table_in(capsys.readouterr().out)
     saved = [json.loads(line) for line in (words[-1] / "table.jsonl").open()]
+    data = words[words.index("--data") + 1].name
     for row, line, name in zip(rows, saved, ("none", "ffn-layers-all"), strict=True):
-        logs = [log_of(words[-1] / f"{name}-seed-{seed}") for seed in (0, 1)]
+        logs = [log_of(words[-1] / data / f"{name}-seed-{seed}") for seed in (0, 1)]
         assert [log[0]["arguments"]["lr"] for log in logs] == [3e-3] * 2
         assert line["runs"] == [log[-1] for log in logs]
         assert row == table.cells(line, line["runs"])
@@ -66,13 +69,13 @@ def test_a_table_goes_on_where_it_stopped_without_the_runs_that_fail(
     assert trained == ["none-seed-0"]
     for _ in range(2):
         run_command(monkeypatch, table, *words)
-    *_, once, again = capsys.readouterr().out.split("| inject")
+    *_, once, again = capsys.readouterr().out.split("| data")
     assert table_in(once) == table_in(again) != []
     assert len(trained) == 1 + 4, "nothing twice, but what was stopped"
     run_command(monkeypatch, table, *words, "--seed", 0, 1, 2, "--layers", "all", 7)
     said = capsys.readouterr().out
     assert said.count("\nerror: --layers 7: no such layers, the model has 0 to 2\n") == 3
-    assert [row[1] for row in table_in(said)[2:]] == ["", "all"]
+    assert [row[2] for row in table_in(said)[2:]] == ["", "all"]
     with pytest.raises(SystemExit):
         run_command(monkeypatch, table, *words, "--steps", 5)
     out, error = capsys.readouterr()

@@ -119,6 +119,24 @@ def test_the_rate_warms_up_and_cools_down_or_falls_to_the_end_as_in_the_release(
     assert [train.lr_share(step, 2, 4) for step in range(2)] == [0.25, 0.5], "or never gets there"
 
 
+def test_from_scratch_the_checkpoint_gives_sizes_and_words_alone(folder: Path, run: Run) -> None:
+    (folder / "model.safetensors").unlink()
+    args = train.parse_arguments(["--checkpoint", str(folder), "--from-scratch"])
+    models = [train.open_model(args) for _ in range(2)]
+    [(first, rates), (second, _)] = models
+    assert rates == {}
+    assert first.model.config.vocab_size == len(first.tokenizer.vocab)
+    weights = zip(first.model.parameters(), second.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in weights), "the seed decides"
+
+
+def test_the_rate_is_that_of_the_model_s_width(folder: Path) -> None:
+    for checkpoint, rate in ((folder, 0.004), (HERE / "data" / "encoder", 0.001)):
+        args = train.parse_arguments(["--checkpoint", str(checkpoint)])
+        train.open_model(args)
+        assert args.lr == rate
+
+
 def test_the_groups_of_parameters_have_their_rates_and_decay() -> None:
     model = tiny("ffn")
     rates = {"classifier.weight": 10.0, "classifier.bias": 10.0, "pooler.weight": 0.1}
@@ -156,7 +174,8 @@ def test_one_command_trains_reports_and_saves(
     found = measure(answerer, read_questions(small_world / "test.jsonl"))
     assert last.items() >= found.items()
     assert last["valid_accuracy"] == max(row["valid_accuracy"] for row in rows)
-    assert last["parameters_added"] == {"none": 0, "concat": 0}.get(inject, 64 * 16 + 4 * 16 * 17)
+    added = {"none": 0, "concat": 0}.get(inject, 126 * 64 + 2 * 64 * 65)
+    assert last["parameters_added"] == added, "a table of facts, Wk and Wv of a layer"
     assert all(0 < last[key] < math.inf for key in last if "second" in key)
 
 
@@ -191,7 +210,8 @@ def test_whatever_texts_may_hold_it_trains(
              "AnswerKey": "A", "knowledges": facts} for text, choices, facts in wild]
     for path in (dropout_world / "train.jsonl", dropout_world / "test.jsonl"):
         write_lines(path, *rows, *path.read_text(encoding="utf-8").splitlines()[:5])
-    run("--inject", inject, "--data", dropout_world, "--batch-size", 6, "--steps", 2, "--out", out)
+    run("--inject", inject, "--data", dropout_world, "--checkpoint", dropout_world,
+        "--batch-size", 6, "--steps", 2, "--out", out)  # fmt: skip
     *rows, last = log_of(out)[1:]
     assert [*(row["loss"] < math.inf for row in rows), "test_accuracy" in last] == [True] * 3
     assert all(t.isfinite().all() for t in load_file(out / "model.safetensors").values())
@@ -220,11 +240,11 @@ def test_wrong_facts_are_those_of_another_question_and_a_seed_draws_others(
     small_world: Path, tmp_path: Path, run: Run, monkeypatch: Patch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    command = ["--data", small_world, "--steps", 1]
+    command = ["--inject", "attention", "--data", small_world, "--steps", 1]
     assert "and get others" not in run(*command)
     assert "questions bring theirs, and get others\n" in run(*command, "--wrong-facts")
     run(*command, "--seed", 1)
-    runs = ("ffn-seed-0", "ffn-seed-1", "wrong-facts/ffn-seed-0")
+    runs = ("attention-seed-0", "attention-seed-1", "wrong-facts/attention-seed-0")
     assert len({log_of(Path("runs", name))[1]["loss"] for name in runs}) == 3
 
 
@@ -246,7 +266,8 @@ def test_a_run_that_was_killed_anywhere_ends_as_if_it_had_not_been(
     """Copies are what it leaves: before a file is moved or removed, and while one is written."""
     (dropout_world / "test.jsonl").unlink()
     monkeypatch.setattr(train, "measure", lambda *_: {"test_accuracy": 0.5, "chance": 0.25})
-    command, copies = ["--data", dropout_world, "--steps", 3, "--lr", 0.03, "--out"], []
+    command = ["--data", dropout_world, "--checkpoint", dropout_world, "--steps", 3, "--lr", 0.03]
+    copies = []
 
     def copied_at(owner: object, name: str, written: int | None) -> None:
         def spy(*words: object, **others: object) -> object:
@@ -263,13 +284,13 @@ def test_a_run_that_was_killed_anywhere_ends_as_if_it_had_not_been(
             copied_at(Path, name, written)
         copied_at(load_weights, "save_file", 1)
         copied_at(os, "replace", None)
-        run(*command, out)
+        run(*command, "--out", out)
     assert len(copies) == 2 + 3 * (2 + 2) + (2 + 3) + 2 + 1, "log, evaluations, model, log, state"
     whole, (*_, last_row, last) = end_of(out), log_of(out)
     assert last_row["valid_accuracy"] < last["valid_accuracy"], "of use only if the best was before"
     for copy in copies:
         made = len(steps) + (0 if copy == copies[-1] else 3 - step_of(copy))
-        run(*command, copy)
+        run(*command, "--out", copy)
         assert len(steps) == made, copy.name
         assert end_of(copy) == whole, copy.name
 
@@ -279,7 +300,8 @@ def test_ctrl_c_or_a_loss_of_nan_loses_what_came_after_the_last_evaluation(
     capsys: Capsys,
 ) -> None:  # fmt: skip
     """In step 8 of 20, after an evaluation in step 6; and once more, the same two steps later."""
-    command = ["--data", dropout_world, "--steps", 20, "--batch-size", 4, "--out"]
+    command = ["--data", dropout_world, "--checkpoint", dropout_world, "--steps", 20,
+               "--batch-size", 4, "--out"]  # fmt: skip
     spoiled = {8: lambda: signal.raise_signal(signal.SIGINT), 10: lambda: math.nan}
     factor, loss = lambda: spoiled.get(len(steps), lambda: 1)(), train.cross_entropy
     monkeypatch.setattr(train, "cross_entropy", lambda *a: loss(*a) * factor())
@@ -323,6 +345,22 @@ def test_the_same_run_is_found_wherever_its_files_lie_and_another_one_is_refused
     assert first == second, "the same report"
     assert len(steps) == 2
     assert refusal(*command, checkpoint, "--seed", 1).startswith(again.format("seed"))
+
+
+@pytest.mark.parametrize(("kept", "row"), [(3, ""), (99, "5"), (99, "[1]"), (99, '{"step": "5"}')])
+def test_a_log_that_does_not_fit_its_state_is_refused(
+    kept: int, row: str, small_world: Path, out: Path, run: Run, refusal: Run,
+    monkeypatch: Patch
+) -> None:  # fmt: skip
+    command = ["--data", small_world, "--steps", 10, "--out", out]
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "save_pretrained", interrupt)
+        with pytest.raises(SystemExit):
+            run(*command)
+    lines = (out / train.LOG).read_text().splitlines()[:kept]
+    write_lines(out / train.LOG, *lines, *([row] if row else []))
+    message = "--out {}: has files that are no run" if row else "{}: log.jsonl and training.safe"
+    assert message.format(out) in refusal(*command)
 
 
 def be(rank: int, all_reduce: Callable, monkeypatch: Patch) -> None:
