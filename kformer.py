@@ -65,9 +65,6 @@ class KformerConfig:
     num_facts: int = 5  # N: of more candidates, the nearest are kept
 
     def __post_init__(self) -> None:
-        depth, layers = self.num_hidden_layers, self.inject_layers
-        if layers is None:  # the top three, the paper's best
-            layers = range(depth)[-3:]
         for field in fields(self):
             name, value = field.name, getattr(self, field.name)
             least = 0 if name.endswith("token_id") else 1
@@ -80,10 +77,11 @@ class KformerConfig:
         for name, known in (("inject", VARIANTS), ("model_type", MODEL_TYPES)):
             if getattr(self, name) not in known:
                 raise ValueError(f'{name} is "{getattr(self, name)}", must be {" or ".join(known)}')
-        if (
-            not isinstance(layers, Collection) or not layers
-            or not all(type(i) is int and 0 <= i < depth for i in layers)
-        ):  # fmt: skip
+        depth, layers = self.num_hidden_layers, self.inject_layers
+        if layers is None:  # the top three, the paper's best
+            layers = range(depth)[-3:]
+        numbers = isinstance(layers, Collection) and all(type(i) is int for i in layers)
+        if not numbers or not layers or not {*layers} <= {*range(depth)}:
             raise ValueError(f"inject_layers is {layers}, must be numbers from 0 to {depth - 1}")
         self.inject_layers = tuple(layers)
         if self.hidden_size % self.num_attention_heads:

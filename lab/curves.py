@@ -53,9 +53,11 @@ def picture(panels: list[tuple[str, list[str], list[Line]]]) -> str:
     return "\n".join([*lines, "</svg>\n"])
 
 
-def curve(run: Path) -> tuple[str, str, int, Line]:
-    """The name of the run's data, its method's name, its steps, its line."""
+def curve(run: Path) -> tuple[str, int, Line]:
+    """The name of the run's data, its steps, its line."""
     arguments = run_arguments(run)
+    if not arguments:
+        raise ValueError(f"{run}: no run of train.py")
     rows = [json.loads(line) for line in (run / LOG).read_text(encoding="utf-8").splitlines()]
     steps = arguments["steps"]
     points = [(r["step"] / steps, r["valid_accuracy"]) for r in rows if "step" in r]
@@ -70,8 +72,6 @@ def main() -> None:
     check_new(args.out)
     panels: dict[str, tuple[list[str], list[Line]]] = {}
     for run in args.runs:
-        if not (run / LOG).is_file():
-            raise ValueError(f"{run}: no run of train.py")
         name, steps, line = curve(run)
         ticks = ["0", f"{steps / 2:,.0f}", f"{steps:,} steps"]
         panels.setdefault(f"{name}, {steps:,} steps", (ticks, []))[1].append(line)

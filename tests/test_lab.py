@@ -15,7 +15,7 @@ import pytest
 
 import train
 from kformer import mean_embedding
-from lab import ask, facts, look, measure, page, predict
+from lab import ask, curves, facts, look, measure, page, predict
 from lab.saved import open_saved
 from load_weights import load_pretrained
 from qa.batches import Answerer, collate
@@ -309,6 +309,18 @@ def test_silencing_and_crowding_are_tables_over_seeds(
     rows = said(facts, "crowd", other).splitlines()
     assert rows[3].endswith("| no room in the input |")
     assert rows[2] != rows[3]
+
+
+def test_a_curve_is_the_validation_accuracy_of_each_row(saved: Path, tmp_path: Path) -> None:
+    out = tmp_path / "curves.svg"
+    assert said(curves, saved, saved, "--out", out) == f"{out}: 2 runs\n"
+    tree = ElementTree.parse(out)
+    lines = [e.attrib["points"] for e in tree.iter("{http://www.w3.org/2000/svg}polyline")]
+    points = [(curves.WIDTH * row["step"] / 2, curves.HEIGHT * (1 - row["valid_accuracy"]))
+              for row in log_of(saved)[1:-1]]  # fmt: skip
+    assert lines == [" ".join(f"{x:.1f},{y:.1f}" for x, y in points)] * 2
+    assert "is there already" in said(curves, saved, "--out", out)
+    assert "no run of train.py" in said(curves, tmp_path, "--out", tmp_path / "other.svg")
 
 
 def test_before_training_the_choice_whose_facts_fire_most_is_taken(
