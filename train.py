@@ -140,8 +140,8 @@ def open_model(args: Namespace) -> tuple[Answerer, dict[str, float]]:
     model, report = load_weights(args.checkpoint, config)
     for line in lines_of_report(report):
         print(f"weights   {line}")
-    # The head starts from noise, and learns faster. Wk, Wv and the table start near what they are to
-    # be; but Wv, with the small --lr of a wide encoder, would hardly move from there.
+    # The head starts from noise, and learns faster. Wk, Wv and the table start near what they are
+    # to be; but Wv, with the small --lr of a wide encoder, would hardly move from there.
     rates = {name: 10.0 for name in report.new if name.startswith(("pooler", "classifier"))}
     rates |= {name: config.hidden_size / 64 for name in report.new if ".Wv." in name}
     return Answerer(model.to(args.device), tokenizer, args.dtype), rates
