@@ -2,7 +2,7 @@
 they say before anything is trained?
 
     python -m lab.facts silence runs/ffn-seed-0 runs/ffn-seed-1
-    python -m lab.facts crowd runs/attention-seed-0 runs/ffn-seed-0
+    python -m lab.facts crowd runs/attention-seed-0 runs/ffn-seed-0 --svg crowd.svg
     python -m lab.facts start data/encoder --questions data/toy/test.jsonl
 
 "silence": in which layer is the answer made? The gold fact is an empty slot in some of the injected
@@ -26,7 +26,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from lab.saved import open_saved, over_seeds, run_arguments
+from lab.curves import Line, picture
+from lab.saved import check_new, open_saved, over_seeds, run_arguments
 from load_weights import load_config, open_folder
 from qa.batches import Answerer, by_length
 from qa.errors import command
@@ -109,16 +110,18 @@ def crowded(q: Question, facts: dict[str, set[str]], count: int, rng: random.Ran
     return with_facts(q, crowd)
 
 
-def crowd(runs: list[Path]) -> None:
+def crowd(runs: list[Path], svg: Path | None) -> None:
     """A table: number of facts, all of them kept; for each method the accuracy on 300 questions,
-    and how many it answers a second.
+    and how many it answers a second. And a picture: a line for each run.
     """
     found: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    lines: list[Line] = []
     for run in runs:
         answerer, questions = open_saved(run, answers_needed=True)
         train = read_questions(split_paths(run_arguments(run)["data"])["train"])
         facts = {fact: words(fact) for fact in sorted({f for q in train for f in facts_of(q)})}
-        for count in COUNTS:
+        lines.append((answerer.model.config.inject, []))
+        for i, count in enumerate(COUNTS):
             answerer.model.config.num_facts, rng = count, random.Random(count)
             data = answerer.encode([crowded(q, facts, count, rng) for q in questions[:300]])
             of_method = found.setdefault(answerer.model.config.inject, {}).setdefault(count, [])
@@ -126,10 +129,14 @@ def crowd(runs: list[Path]) -> None:
                 began = time.perf_counter()
                 share = fmean(answerer.answered_right(data))
                 of_method.append((share, len(data) / (time.perf_counter() - began)))
+                lines[-1][1].append((i / (len(COUNTS) - 1), share))
     print(f"| facts | {' | '.join(f'{i} (chance {chance(questions):.1%})' for i in found)} |")
     print("| --- " * (1 + len(found)) + "|")
     for count in COUNTS:
         print(f"| {count:,} | " + " | ".join(cell(f[count]) for f in found.values()) + " |")
+    if svg:
+        ticks = [f"{count:,}" for count in COUNTS]
+        svg.write_text(picture([("accuracy, number of facts", ticks, lines)]), encoding="utf-8")
 
 
 def cell(results: list[tuple[float, float]]) -> str:
@@ -142,24 +149,23 @@ def cell(results: list[tuple[float, float]]) -> str:
 # ----------------------------------------------------------------------------------------- start
 
 
-def fires_most(answerer: Answerer, questions: list[Question]) -> dict[int, float]:
-    """Injected layer -> the accuracy of the choice whose best fact fires most."""
-    right = dict.fromkeys(answerer.model.config.inject_layers, 0)
-    for q in tqdm(questions, unit="question", leave=False, disable=None):
+def fires_most(answerer: Answerer, questions: list[Question], layer: int) -> float:
+    """The accuracy of the choice whose best fact fires most in an injected layer."""
+    right = 0
+    for q in tqdm(questions, f"layer {layer}", unit="question", leave=False, disable=None):
         choices = look_into(answerer, q)
-        for layer in right:
-            most = [float(c.fired[layer].mean(0).max()) if c.fired else -math.inf for c in choices]
-            right[layer] += most.index(max(most)) == q.answer
-    return {layer: hits / len(questions) for layer, hits in right.items()}
+        most = [float(c.fired[layer].mean(0).max()) if c.fired else -math.inf for c in choices]
+        right += most.index(max(most)) == q.answer
+    return right / len(questions)
 
 
 def start(folders: list[Path], path: Path) -> None:
-    """A table: layer, accuracy of the rule, over the folders."""
+    """A table: the one layer that has facts, accuracy of the rule, over the folders."""
     questions, found = read_questions(path), {}
     for folder in folders:
-        layers = range(load_config(folder).num_hidden_layers)
-        model, tokenizer, _ = open_folder(folder, inject="ffn", inject_layers=layers)
-        for layer, share in fires_most(Answerer(model, tokenizer, "float32"), questions).items():
+        for layer in range(load_config(folder).num_hidden_layers):
+            model, tokenizer, _ = open_folder(folder, inject="ffn", inject_layers=(layer,))
+            share = fires_most(Answerer(model, tokenizer, "float32"), questions, layer)
             found.setdefault(layer, []).append(share)
     print(f"| layer | fires most, untrained (chance {chance(questions):.1%}) |\n| --- | --- |")
     for layer, values in found.items():
@@ -173,14 +179,20 @@ def main() -> None:
                         "whose facts fire most, untrained")  # fmt: skip
     parser.add_argument("runs", type=Path, nargs="+", help="folders that train.py saved; to be "
                         "silenced, seeds of one method; with start, checkpoints")  # fmt: skip
-    parser.add_argument("--questions", type=Path, metavar="FILE", help="for start")
+    parser.add_argument("--questions", type=Path, metavar="FILE", help="for start, which needs it")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="for crowd: a new file for a line "
+                        "for each run")  # fmt: skip
     args = parser.parse_args()
-    if (args.what == "start") != bool(args.questions):
-        raise ValueError("--questions FILE: start needs it, the others take those of the run")
-    if args.what == "start":
-        start(args.runs, args.questions)
+    if (args.what == "start") != bool(args.questions) or (args.svg and args.what != "crowd"):
+        raise ValueError("start needs --questions FILE, and crowd may have --svg FILE; no other")
+    if args.svg:
+        check_new(args.svg)
+    if args.what == "silence":
+        silence(args.runs)
+    elif args.what == "crowd":
+        crowd(args.runs, args.svg)
     else:
-        {"silence": silence, "crowd": crowd}[args.what](args.runs)
+        start(args.runs, args.questions)
 
 
 if __name__ == "__main__":

@@ -306,9 +306,11 @@ def test_silencing_and_crowding_are_tables_over_seeds(
     assert re.fullmatch(r"\| 6( \| [\d.]+ %, [\d,]+ a second){2} \|", rows[3])
     change_json(other / "config.json", inject="concat", max_position_embeddings=32)
     change_tensors(other, lambda name, t: {name: t[:32] if "position" in name else t})
-    rows = said(facts, "crowd", other).splitlines()
+    rows = said(facts, "crowd", other, "--svg", svg := tmp_path / "crowd.svg").splitlines()
     assert rows[3].endswith("| no room in the input |")
     assert rows[2] != rows[3]
+    assert svg.read_text().count("<polyline ") == 1
+    assert "is there already" in said(facts, "crowd", other, "--svg", svg)
 
 
 def test_a_curve_is_the_validation_accuracy_of_each_row(saved: Path, tmp_path: Path) -> None:
@@ -335,7 +337,7 @@ def test_before_training_the_choice_whose_facts_fire_most_is_taken(
     right = sum(q.answer == most for q, most in zip(questions, fired, strict=True))
     assert rows[0] == "| layer | fires most, untrained (chance 25.0%) |"
     assert rows[4] == f"| 2 | {100 * right / len(questions):.1f} % |"
-    assert "--questions FILE: start needs it" in said(facts, "start", saved)
+    assert "start needs --questions FILE" in said(facts, "start", saved)
 
 
 def test_a_crowd_has_exactly_so_many_facts_and_no_word_of_the_question_s_own(toy: dict) -> None:
