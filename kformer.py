@@ -6,20 +6,20 @@ here "the release".
 
 An FFN is a memory (Geva et al. 2021, arXiv 2012.14913). It compares a token with M keys, the
 columns of W1, and adds up M values, the rows of W2, each as strongly as its key fired. Kformer
-gives this memory N more entries, one for each fact that was retrieved for the question:
+gives this memory N more entries, one for each fact that is kept for the question:
 
     FFN(x) = gelu(x W1 + b1) W2 + b2           what BERT does
            + gelu(x Kᵀ) V                      what Kformer adds: N more hidden neurons
 
     K = F Wk + bk,  V = F Wv + bv              a key and a value from each fact
 
-A fact, a row of F, is the mean of the embeddings of its words. Two rivals get the same facts in
-other ways, and the plain model gets none:
+A fact, a row of F, is the mean of the embeddings of its words. Two rivals get the facts in other
+ways, and the plain model gets none:
 
     inject       what becomes of the facts                                    where
     -----------  -----------------------------------------------------------  ----------------
     "none"       nothing                                                      Kformer
-    "concat"     their words stand behind the input, as one more segment      append_facts
+    "concat"     their words follow the input, as further tokens              append_facts
     "attention"  K and V stand before the keys and values of self-attention   SelfAttention
     "ffn"        K and V are N more hidden neurons                            FFN
 
@@ -146,7 +146,7 @@ def nearest_facts(
     """Keeps the `num_facts` of S candidates that are nearest to a text, in their old order.
 
     Nearest is the largest dot product of the two mean embeddings (paper, section 3.2; the release's
-    transformer_sentence_encoder.py). Ties go to the first; empty slots are kept last of all.
+    transformer_sentence_encoder.py). Ties go to the first; empty slots are chosen last.
 
     fact_ids (..., S, L), text (..., D), of a question and a choice -> (..., N, L), N at most S
     """
@@ -158,9 +158,9 @@ def nearest_facts(
     if fact_ids.shape[-2] <= config.num_facts:
         return fact_ids
     mask = fact_ids != config.pad_token_id
-    # The dot product with a mean is the mean of dot products. So the products with all words of the
-    # vocabulary are enough, to be looked up; to embed thousands of candidates takes gigabytes.
-    with torch.autocast(text.device.type, enabled=False):  # bfloat16 would keep other facts
+    # The dot product with a mean is the mean of dot products. So we take the product with each word
+    # of the vocabulary once, and look it up: to embed thousands of candidates takes gigabytes.
+    with torch.autocast(text.device.type, enabled=False):  # bfloat16 would choose other facts
         products = text @ table.weight.T  # (..., vocabulary)
     products = products.take_along_dim(fact_ids.flatten(-2).long(), -1)  # (..., S L)
     products = products.unflatten(-1, fact_ids.shape[-2:]) * mask  # (..., S, L)
@@ -175,9 +175,9 @@ def append_facts(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Concat: [CLS] question [SEP] choice [SEP] fact fact ... [SEP], and then the padding.
 
-    The facts are segment 2, or the last one that the model has. The first three grow from (..., T)
-    to at most (..., T + N L + 1). Words of facts for which `max_tokens` has no room are left out,
-    the last ones first: the fourth, (..., N, L), has those that are read.
+    The facts are segment 2, or the last one that the model has. Ids, mask and segments grow from
+    (..., T) to at most (..., T + N L + 1). Words beyond `max_tokens` are left out, from the end:
+    the facts that are returned, (..., N, L), lack them.
     """
     facts = fact_ids.flatten(-2).expand(*input_ids.shape[:-1], -1)  # (..., N L)
     room = config.max_tokens - 1 - mask.sum(-1, keepdim=True)
@@ -327,8 +327,8 @@ class Kformer(nn.Module):
     slot, which changes nothing. In "concat" T grows. Raises ValueError for more than `max_tokens`,
     and for another attention_mask than one of 0 and 1.
 
-    With `cls_only` the top layer computes the state of [CLS] alone, (..., 1, D), from the same
-    context. The head needs no other, and a training step takes a seventh less time.
+    With `cls_only` the top layer computes the state of [CLS], the first token, alone: (..., 1, D),
+    from the same context. The head needs no other.
 
     Afterwards `kept_facts` (..., N, L) has the ids of the nearest facts, in "concat" as far as
     there is room, and `encoder.layer[i].ffn.fact_scores` or `.attention.fact_scores` what they did.
@@ -390,7 +390,7 @@ class KformerForMultipleChoice(Kformer):
 
     Each choice is encoded on its own, and scored as in BERT: [CLS] -> dense -> tanh -> one number.
     input_ids, attention_mask, token_type_ids (B, C, T); fact_ids (B, S, L), shared by the choices,
-    or (B, C, S, L). `cls_only` changes no score, only what dropout draws in training.
+    or (B, C, S, L). Without dropout, `cls_only` changes no score.
     """
 
     def __init__(self, config: KformerConfig, from_scratch: bool = True) -> None:
@@ -424,9 +424,9 @@ def sinusoids(length: int, D: int) -> Tensor:
 def initialize_projection(parameter: Tensor, inject: str) -> None:
     """Fills the weight (D, D) or the bias (D,) of Wk or Wv: a multiple of I, and 0.
 
-    With Wk = Wv = I the key is the fact itself, which has a large product with tokens that are
-    words of the fact; and the fact itself is what is added there. In attention it is 4 I: a mean of
-    words is shorter than the words that it competes with.
+    With Wk = Wv = I key and value are the fact itself: its product with a token that is one of its
+    words is large, and there the fact is added. In attention it is 4 I: a mean of words is shorter
+    than the words that it competes with.
     """
     parameter.zero_()
     if parameter.dim() == 2:
@@ -440,7 +440,7 @@ def initialize(model: Kformer, missing: Collection[str] | None = None) -> None:
 
     The release draws all from N(0, 0.02), as BERT does. A fact's key then has nothing to do with
     its words, and facts are hardly used (docs/results.md has the figures). So here the fact table
-    starts as the word table, and `initialize_projection` has Wk and Wv.
+    starts as the word table, and `initialize_projection` fills Wk and Wv.
 
     From scratch, words are at right angles (as far as D dimensions have room for them), so that the
     overlap of two texts counts their common words alone. Attention's matrices are near I: a token
@@ -452,7 +452,7 @@ def initialize(model: Kformer, missing: Collection[str] | None = None) -> None:
         module, kind = name.split(".")[-2:]
         if not from_scratch and name not in missing:
             continue
-        if module == "fact_embeddings":  # the word table stands before it, and has its start
+        if module == "fact_embeddings":  # the word table comes first, and is ready
             parameter.copy_(model.embeddings.word_embeddings.weight)
         elif module in ("Wk", "Wv"):
             initialize_projection(parameter, model.config.inject)
@@ -492,7 +492,7 @@ def demo() -> None:
     for _ in range(150):
         input_ids, fact_ids = questions(64, odd=0)
         scores = model(input_ids, fact_ids=fact_ids)  # (64, 2)
-        loss = -scores.log_softmax(-1)[:, 0].mean()  # the first is right: each is scored alone
+        loss = -scores.log_softmax(-1)[:, 0].mean()  # choice 0 is right; scores know no place
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
