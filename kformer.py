@@ -489,7 +489,7 @@ def demo() -> None:
         choices = torch.stack([torch.full_like(asked, CLS), NAMES + asked, ROOMS + rooms], -1)
         return choices, torch.stack([NAMES + names, ROOMS + rooms], -1)
 
-    for _ in range(150):
+    for _ in range(250):
         input_ids, fact_ids = questions(64, odd=0)
         scores = model(input_ids, fact_ids=fact_ids)  # (64, 2)
         loss = -scores.log_softmax(-1)[:, 0].mean()  # choice 0 is right; scores know no place
