@@ -20,7 +20,7 @@ from torch.nn import functional
 import load_weights
 import train
 from lab import retrieve
-from qa.batches import Answerer, default_dtype
+from qa.batches import Answerer, default_dtype, share_out_threads
 from qa.evaluation import measure
 from qa.questions import read_questions
 from test_kformer import HERE, REFERENCE, biggest_change, tiny
@@ -189,6 +189,19 @@ def test_every_product_of_a_run_has_its_dtype(
         command = ["--data", small_world, "--steps", 1, "--out", out / dtype, "--dtype", dtype]
         assert f"products in {dtype}; training on cpu\n" in run(*command)
         assert {str(product.dtype) for product in seen} == {f"torch.{dtype}"}
+
+
+def test_small_models_run_on_one_thread_unless_it_is_said_otherwise(monkeypatch: Patch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    for said, expected in ((None, [1]), ("2", [])):
+        asked.clear()
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        if said:
+            monkeypatch.setenv("OMP_NUM_THREADS", said)
+        share_out_threads(64)
+        share_out_threads(256)
+        assert asked == expected
 
 
 def test_bfloat16_is_the_default_for_large_models_where_it_is_native(monkeypatch: Patch) -> None:
