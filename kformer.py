@@ -146,7 +146,7 @@ def nearest_facts(
     """Keeps the `num_facts` of S candidates that are nearest to a text, in their old order.
 
     Nearest is the largest dot product of the two mean embeddings (paper, section 3.2; the release's
-    transformer_sentence_encoder.py). Ties go to the first; empty slots are chosen last.
+    transformer_sentence_encoder.py). Ties go to the first, up to rounding; empty slots are last.
 
     fact_ids (..., S, L), text (..., D), of a question and a choice -> (..., N, L), N at most S
     """

@@ -50,15 +50,14 @@ def open_saved(
         raise ValueError(f"{run}: its data, {past['data']}, is gone: name a file of questions")
     for file in [path] if path else reversed(split_paths(past["data"]).values()):
         questions = read_questions(file, answers_needed and file == path)
+        if path is None and past.get("wrong_facts"):
+            questions = exchanged(questions)
         if answers_needed:
             questions = [q for q in questions if q.answer is not None]
         if questions:
             break  # else the test questions have no answers
-    if path is None:
-        if past.get("wrong_facts"):
-            questions = exchanged(questions)
-        if past["digest"] != digest(question_files(past["data"])):
-            print(f"note      {past['data']}: the files have changed since the run was made")
+    if path is None and past["digest"] != digest(question_files(past["data"])):
+        print(f"note      {past['data']}: the files have changed since the run was made")
     if model.config.inject != "none" and not any(any(q.facts) for q in questions):
         print(f"facts     {file}: {NO_FACTS}")
     answerer = Answerer(model.to(device), tokenizer, dtype)

@@ -41,8 +41,10 @@ def renamed(q: Question, fact: str, old: int, new: int) -> str:
 
 
 def gold(q: Question) -> str | None:
-    """The one fact that names the right choice. None if there isn't one, or more than one."""
-    if q.answer is None:
+    """The one fact that names the right choice. None if there isn't one, or more than one, or where
+    two choices have the same text.
+    """
+    if q.answer is None or len({choice.casefold() for choice in q.choices}) < len(q.choices):
         return None
     other = (q.answer + 1) % len(q.choices)
     own = of_choice(q.facts, q.answer)
@@ -74,7 +76,7 @@ def edited_elsewhere(q: Question) -> Question | None:
     others = dict.fromkeys(chain(*removed(q).facts))
     for fact, (old, new) in product(others, zip(wrong, wrong[1:] + wrong[:1], strict=True)):
         changed = renamed(q, fact, old, new)
-        if changed != fact:
+        if changed != fact and old != new:
             return with_fact(q, fact, changed)
     return None
 

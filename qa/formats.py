@@ -45,7 +45,8 @@ def made_plain(path: Path, rows: dict[int, dict], labels_path: Path) -> dict[int
             raise ValueError(f"{labels_path}: {len(labels)} labels for {len(rows)} questions")
         pairs = zip(rows.items(), labels, strict=True)
         for (number, row), label in pairs:
-            if "label" not in FORMATS[format_of(row)] or as_text(row.get("label", label)) != label:
+            own = as_text(row.get("label"))
+            if "label" not in FORMATS[format_of(row)] or own not in (label, "", "-1", "nan"):
                 raise ValueError(f"{labels_path}: the questions have other answers of their own")
             rows[number] = row | {"label": label}
     plain, formats, ways, places_in, unread = {}, set(), set(WAYS), {}, {}
@@ -136,7 +137,9 @@ def places_of(
     row: dict, ways: dict[str, list[str]], labels: list[str], choices: list[str]
 ) -> dict[str, int]:
     """The place of the answer, from 0, by each way that it may be meant; none without an answer."""
-    keys = [key for key in ways if as_text(row.get(key)) not in ("", "-1", "nan")]
+    said = {key: as_text(row.get(key)) for key in ways}
+    keys = [key for key in ways if said[key] not in ("", "-1", "nan")
+            or (TEXT in ways[key] and said[key] and said[key] in choices)]  # fmt: skip
     if not keys:
         return {}
     numbers = [str(i) for i in range(len(choices) + 1)]
@@ -144,9 +147,9 @@ def places_of(
              TEXTS: [str([text]) for text in choices]}  # fmt: skip
     by_key = []
     for key in keys:
-        answer = as_text(row[key])
-        found = {way: names[way].index(answer) for way in ways[key] if answer in names[way]}
-        if any(names[way].count(answer) > 1 for way in found):
+        counts = {way: names[way].count(said[key]) for way in ways[key]}
+        found = {way: names[way].index(said[key]) for way, count in counts.items() if count == 1}
+        if not found and any(counts.values()) and key == keys[0]:
             raise ValueError(f'"{key}" is {row[key]!r}, which is said of several choices')
         by_key += [found] if found or key == keys[0] else []
     if not by_key[0]:
@@ -169,8 +172,9 @@ def as_text(value: object) -> object:
 
 
 def first_text(row: dict, names: list[str]) -> str:
-    """The first of these that is there; several keys make one text, no key makes an empty one."""
-    for keys in map(str.split, names):
-        if all(row.get(key) is not None for key in keys):
-            return " ".join(text(row, key) for key in keys).strip()
+    """The first of these that has a word; several keys make one text, no key makes an empty one."""
+    found = [" ".join(text(row, key) for key in keys).strip() for keys in map(str.split, names)
+             if all(row.get(key) is not None for key in keys)]  # fmt: skip
+    if found:
+        return next(filter(None, found), "")
     raise ValueError(f"has no question in any of: {', '.join(names)}")

@@ -61,7 +61,9 @@ def read_questions(path: Path, answers_needed: bool = True) -> list[Question]:
         if line:
             with blaming(f"{path}, line {number}"):
                 if not line.startswith("["):
-                    rows[number] = json.loads(line, object_pairs_hook=each_key_once)
+                    rows[number] = json.loads(
+                        line, object_pairs_hook=each_key_once, parse_constant=lambda _: None
+                    )  # NaN, as pandas writes a gap, is null
                 if not isinstance(rows.get(number), dict):
                     raise ValueError("must be a JSON object; jq -c '.[]' makes lines of a list")
     if not rows:

@@ -40,6 +40,9 @@ def test_facts_are_edited_and_removed_in_every_list() -> None:
     named = Question("", "w5", ["w8", "w9", "w10"], 0, [["w8 w9", "w10"]])  # by gold: w8 and w9
     assert edited_elsewhere(named) == replace(named, facts=[["w8 w9", "w9"]])
     assert edited_elsewhere(replace(named, facts=[["w8 w9", "w6"]])) is None
+    two = Question("", "?", ["the sky", "the sea"], 0, [["The sky is blue.", "The sea is deep."]])
+    assert edited_elsewhere(two) is None, "there is no other wrong choice"
+    assert gold(replace(two, choices=["the sky", "a sea", "A sea"])) is None, "which a sea?"
     each = replace(named, facts=[["w8"], ["w5 w9"], []])  # a choice has facts of its own
     assert edited_elsewhere(each).facts == [["w8"], ["w5 w10"], []]
 

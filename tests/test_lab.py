@@ -23,7 +23,14 @@ from qa.evaluation import edited, exchanged, removed
 from qa.inside import answers, fact_scores, look_into, screen
 from qa.questions import NO_FACTS, Question, read_questions
 from test_kformer import HERE
-from tests.common import change_json, change_tensors, log_of, run_command, tiny_answerer
+from tests.common import (
+    change_json,
+    change_tensors,
+    log_of,
+    run_command,
+    tiny_answerer,
+    write_lines,
+)
 
 WORLD = Question("w5", "w6", ["w7", "w8", "w9"], 1, [["w5 w7", "w6 w8", "w10"]])
 OWN = replace(WORLD, facts=[["w5 w7", "w6"], ["w6", "w8"], ["w9 w9"]])
@@ -254,6 +261,13 @@ def test_a_run_is_opened_with_its_own_dtype_and_questions_or_one_line_says_why_n
     opened = [open_saved(saved), open_saved(other), open_saved(other, data / "valid.jsonl")]
     assert [answerer.dtype for answerer, _ in opened] == ["float32", "bfloat16", "bfloat16"]
     assert [questions for _, questions in opened] == [test, exchanged(valid), valid]
+    lines = (small_world / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    write_lines(data / "test.jsonl", *(re.sub('"AnswerKey": ".", ', "", x) for x in lines[::2]),
+                *lines[1::2])  # fmt: skip
+    _, found = open_saved(other, answers_needed=True)
+    everything = read_questions(data / "test.jsonl", answers_needed=False)
+    assert found == exchanged(everything)[20:], "as in training, those without an answer too"
+    (data / "test.jsonl").unlink()
     note = f"note      {data}: the files have changed since the run was made\n"
     assert note in said(look, other), "test.jsonl is gone"
     assert note not in said(look, other, data / "valid.jsonl")

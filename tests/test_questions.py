@@ -63,6 +63,13 @@ def test_a_line_of_ours_is_read_as_if_it_had_a_key_too_many(choices: int, tmp_pa
         ("swag", {"sent1": "What eats mice?", "sent2": ""}, {"question": "What eats mice?"}),
         ("sciq", {"support": ["Owls.", "Mice."]}, {"facts": [["Owls.", "Mice."]]}),
         ("sciq", {"support": ""}, {"facts": [[]]}),
+        ("mmlu", {"context": " ", "passage": "Owls hunt."}, {"context": "Owls hunt."}),
+        ("medqa", {"options": {"A": "owl", "B": "oak", "C": float("nan")}},
+         {"choices": ["owl", "oak"]}),
+        ("mmlu", {"choices": ["-1", "0"], "answer": "-1"}, {"answer": 0}),
+        ("mmlu", {"choices": ["2", "2", "8"], "answer": 2}, {"answer": 2}),
+        ("medqa", {"options": {"A": "a", "B": "a"}, "answer": "a", "answer_idx": "B"},
+         {"answer": 1}),
         ("release", {"knowledges": [" ", "Mice."]}, {"facts": [["Mice."]]}),
         ("mmlu", {"hint": "Owls hunt."}, {"context": "Owls hunt."}),
         ("mmlu", {"explanation": "Owls eat mice."}, {"facts": [[]]}),  # it gives the answer away
