@@ -98,6 +98,9 @@ def to_plain(row: dict) -> tuple[dict, dict[str, int], str, list[str]]:
     known = [(row, READ), *((pair, {"text", "label", "knowledge"}) for pair in pairs)]
     unread = [key for part, read in known for key, value in part.items()
               if key not in read and " " in str(value).strip()]  # fmt: skip
+    texts_read = plain["context"] + " " + plain["question"]
+    unread += [key for key in " ".join([*CONTEXT, *QUESTION]).split()
+               if " " in (said := as_text(row.get(key))) and said not in texts_read]  # fmt: skip
     return plain, places_of(row, FORMATS[keys], labels, choices), keys, unread
 
 

@@ -133,7 +133,8 @@ def test_keys_that_hold_text_and_are_not_read_are_named_once(
     mmlu = FORMATS["mmlu"] | {"solution": "It is A.", "subject": "owls", "id": 7}
     inner = RELEASE | {"choices": [c | {"para": "Owls hunt."} for c in RELEASE["choices"]]}
     stem = FORMATS["stem"] | {"question": FORMATS["stem"]["question"] | {"note": "At night."}}
-    for row, keys in ((mmlu, "solution"), (inner, "para"), (stem, "note")):
+    both = FORMATS["mmlu"] | {"context": "By day.", "passage": "By night."}  # the first one counts
+    for row, keys in ((mmlu, "solution"), (inner, "para"), (stem, "note"), (both, "passage")):
         path = write_lines(tmp_path / "x.jsonl", row, row)
         read_questions(path)
         assert capsys.readouterr().out == f"note      {path}: not read: {keys}\n"
