@@ -142,13 +142,14 @@ def mean_embedding(table: nn.Embedding, ids: Tensor, mask: Tensor) -> Tensor:
 @torch.no_grad()
 def nearest_facts(
     fact_ids: Tensor, table: nn.Embedding, text: Tensor, config: KformerConfig
-) -> Tensor:
-    """Keeps the `num_facts` of S candidates that are nearest to a text, in their old order.
+) -> tuple[Tensor, Tensor]:
+    """Keeps the `num_facts` of S candidates that are nearest to a text, in their old order: their
+    ids, and their places among the candidates.
 
     Nearest is the largest dot product of the two mean embeddings (paper, section 3.2; the release's
     transformer_sentence_encoder.py). Ties go to the first, up to rounding; empty slots are last.
 
-    fact_ids (..., S, L), text (..., D), of a question and a choice -> (..., N, L), N at most S
+    fact_ids (..., S, L), text (..., D), of a question and a choice -> (..., N, L) and (..., N)
     """
     if fact_ids.dim() != text.dim() + 1:
         raise ValueError(
@@ -156,7 +157,8 @@ def nearest_facts(
             "each row of tokens, facts and their tokens"
         )
     if fact_ids.shape[-2] <= config.num_facts:
-        return fact_ids
+        places = torch.arange(fact_ids.shape[-2], device=fact_ids.device)
+        return fact_ids, places.expand(fact_ids.shape[:-1])
     mask = fact_ids != config.pad_token_id
     # The dot product with a mean is the mean of dot products. So we take the product with each word
     # of the vocabulary once, and look it up: to embed thousands of candidates takes gigabytes.
@@ -167,7 +169,8 @@ def nearest_facts(
     relevance = products.sum(-1) / mask.sum(-1)  # (..., S)
     relevance = relevance.masked_fill(~mask.any(-1), -torch.inf)
     best = relevance.argsort(dim=-1, descending=True, stable=True)[..., : config.num_facts]
-    return fact_ids.take_along_dim(best.sort(-1).values.unsqueeze(-1), dim=-2)
+    places = best.sort(-1).values
+    return fact_ids.take_along_dim(places.unsqueeze(-1), dim=-2), places
 
 
 def append_facts(
@@ -331,7 +334,8 @@ class Kformer(nn.Module):
     from the same context. The head needs no other.
 
     Afterwards `kept_facts` (..., N, L) has the ids of the nearest facts, in "concat" as far as
-    there is room, and `encoder.layer[i].ffn.fact_scores` or `.attention.fact_scores` what they did.
+    there is room, and `kept_places` (..., N) their places among the candidates;
+    `encoder.layer[i].ffn.fact_scores` or `.attention.fact_scores` says what they did.
     """
 
     def __init__(self, config: KformerConfig, from_scratch: bool = True) -> None:
@@ -343,6 +347,7 @@ class Kformer(nn.Module):
         if config.inject in ("attention", "ffn"):  # a table of their own (paper, section 3.2)
             self.fact_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.kept_facts: Tensor | None = None
+        self.kept_places: Tensor | None = None
         if from_scratch:  # otherwise the parameters come from a file
             initialize(self)
 
@@ -368,7 +373,7 @@ class Kformer(nn.Module):
             words = self.embeddings.word_embeddings
             table = words if config.inject == "concat" else self.fact_embeddings
             text = mean_embedding(words, input_ids, mask)
-            fact_ids = nearest_facts(fact_ids, table, text, config)
+            fact_ids, self.kept_places = nearest_facts(fact_ids, table, text, config)
             if config.inject == "concat":
                 input_ids, mask, segments, fact_ids = append_facts(
                     input_ids, mask, segments, fact_ids, config

@@ -340,7 +340,8 @@ def test_the_nearest_facts_are_kept(num_facts: int) -> None:
     facts = tokens(B, 8, 4, lengths=torch.tensor([4, 2, 4, 1, 2, 4, 1, 2]).expand(B, 8))
     facts[:, 5], facts[:, 2] = facts[:, 0], 0
     question = torch.randint(-2, 3, (B, D), generator=torch.Generator().manual_seed(4)).float()
-    kept = nearest_facts(facts, table, question, replace(TINY, num_facts=num_facts))
+    kept, places = nearest_facts(facts, table, question, replace(TINY, num_facts=num_facts))
+    assert torch.equal(kept, torch.stack([facts[i, row] for i, row in enumerate(places)]))
     for row in range(B):
         expected = nearest_in_loops(facts[row].tolist(), table.weight, question[row], num_facts)
         assert kept[row].tolist() == expected
@@ -354,7 +355,7 @@ def test_each_choice_keeps_the_facts_that_are_nearest_to_it(inject: str) -> None
     words = model.embeddings.word_embeddings
     table = model.fact_embeddings if inject != "concat" else words
     query = mean_embedding(words, questions, questions != 0)
-    kept = nearest_facts(facts.unsqueeze(1), table, query, model.config)
+    kept, _ = nearest_facts(facts.unsqueeze(1), table, query, model.config)
     assert kept.shape == (B, C, 2, L)
     assert biggest_change(model(questions, fact_ids=facts), model(questions, fact_ids=kept)) < 1e-9
     all_kept = tiny(inject, num_facts=6)(questions, fact_ids=facts)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kformer import KformerForMultipleChoice
-from qa.batches import Answerer, Encoded
+from qa.batches import Answerer
 from qa.errors import printable
 from qa.questions import LETTERS, Question, of_choice
 from qa.tokenizer import Tokenizer
@@ -27,35 +27,22 @@ def answers(
             q = questions[place]
             probabilities = scores[row, : len(q.choices)].softmax(-1).tolist()
             found[place] = probabilities, [
-                [*filter(None, kept_texts(answerer.model, q, data[place], row, choice))]
+                [*filter(None, kept_texts(answerer.model, q, row, choice))]
                 for choice in range(len(q.choices))
             ]
     return [found[place] for place in range(len(questions))]
 
 
-def kept_texts(
-    model: KformerForMultipleChoice, q: Question, data: Encoded, row: int, choice: int
-) -> list[str]:
+def kept_texts(model: KformerForMultipleChoice, q: Question, row: int, choice: int) -> list[str]:
     """The facts that the last forward pass kept for a choice of its question `row`, "" for an empty
     slot.
     """
     if model.kept_facts is None:
         return []
-
-    def real(ids: list[int]) -> list[int]:
-        return [i for i in ids if i != model.config.pad_token_id]
-
-    kept = map(real, of_choice(model.kept_facts[row], choice).tolist())
-    candidates = dict(enumerate(map(real, of_choice(data.fact_ids, choice))))
-
-    def text(ids: list[int]) -> str:
-        same = [i for i, c in candidates.items() if c == ids]
-        begins = [i for i, c in candidates.items() if c[: len(ids)] == ids]  # the last may be cut
-        place = (same or begins)[0]
-        del candidates[place]
-        return of_choice(q.facts, choice)[place]
-
-    return [text(ids) if ids else "" for ids in kept]
+    kept, places = (of_choice(some[row], choice) for some in (model.kept_facts, model.kept_places))
+    is_real = (kept != model.config.pad_token_id).any(-1).tolist()
+    own = of_choice(q.facts, choice)
+    return [own[i] if real else "" for i, real in zip(places.tolist(), is_real, strict=True)]
 
 
 def fact_scores(model: KformerForMultipleChoice) -> dict[int, Tensor]:
@@ -82,7 +69,7 @@ def look_into(answerer: Answerer, q: Question) -> list[Seen]:
     model, [data], seen = answerer.model, answerer.encode([q]), []
     [(_, scores)] = answerer.all_scores([data], look=True)
     for i, (probability, ids) in enumerate(zip(scores[0].softmax(-1), data.input_ids, strict=True)):
-        texts = kept_texts(model, q, data, 0, i)
+        texts = kept_texts(model, q, 0, i)
         real = [n for n, text in enumerate(texts) if text]
         fired = {layer: s[0, i, : len(ids), real].cpu() for layer, s in fact_scores(model).items()}
         tokens = [word(answerer.tokenizer, token) for token in ids]

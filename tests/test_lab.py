@@ -163,6 +163,12 @@ def test_the_facts_that_were_kept_are_named_to_the_letter() -> None:
             ids = answerer.model.kept_facts[0].flatten(1).tolist()
             assert [sum(map(bool, row)) for row in ids] * (3 // len(ids)) == [
                 len(fact.split()) for [fact] in kept]  # fmt: skip
+        if answerer.model.config.inject == "concat":  # one word of the nearest fact has room
+            most = answerer.model.config.max_tokens
+            long = Question("", "w20 " * (most - 6), cut.choices, 0, [["w5 w8", "w5 w20"]])
+            [(_, kept)] = answers(answerer, [long])
+            assert kept == [["w5 w20"]] * 3
+            assert [int((ids != 0).sum()) for ids in answerer.model.kept_facts[0]] == [1] * 3
         answerer.model.config.num_facts = 5
         wild = Question("", WILD + 500 * "w", [WILD, "w7"], None, [[f"w6 {WILD}"]])
         assert all(line.isprintable() and len(line) < 400 for line in screen_of(answerer, wild))
