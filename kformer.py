@@ -368,7 +368,7 @@ class Kformer(nn.Module):
             if (attention_mask != mask).any():
                 raise ValueError("attention_mask must be 1 for tokens and 0 for padding alone")
         segments = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        facts = self.kept_facts = None
+        facts = self.kept_facts = self.kept_places = None
         if fact_ids is not None and config.inject != "none":
             words = self.embeddings.word_embeddings
             table = words if config.inject == "concat" else self.fact_embeddings

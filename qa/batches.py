@@ -43,19 +43,22 @@ def encode(q: Question, tokenizer: Tokenizer, config: KformerConfig) -> Encoded:
     if config.model_type == "roberta":
         context, asked, before = context + end * bool(context), f"Q: {asked}", "A: "
     asked = tokenizer.encode(asked) + end
+    everything = context + asked
     facts = [[tokenizer.encode(fact) for fact in candidates] for candidates in q.facts]
+    needed = [0]
+    if config.inject == "concat":
+        longest = [sorted(map(len, candidates))[-config.num_facts :] for candidates in facts]
+        needed = [sum(lengths) + 1 if lengths else 0 for lengths in longest]  # with a last [SEP]
     rows, segments = [], []
     shortened, cut = False, any(len(fact) > most for fact in chain(*facts))
     segment = min(1, config.type_vocab_size - 1)
     for i, choice in enumerate(q.choices):
         whole = tokenizer.encode(before + choice)
         second = whole[: most - 3] + end
-        room = most - 1 - len(second)
-        longest = sorted(map(len, of_choice(facts, i)))[-config.num_facts :]
-        needed = sum(longest) + 1 if longest and config.inject == "concat" else 0
-        first = (context + asked)[-min(room, max(len(asked), room - needed)) :]
-        shortened |= len(first) < len(context + asked) or len(second) <= len(whole)
-        cut |= len(first) + needed > room
+        room, of_facts = most - 1 - len(second), of_choice(needed, i)
+        first = everything[-min(room, max(len(asked), room - of_facts)) :]
+        shortened |= len(first) < len(everything) or len(second) <= len(whole)
+        cut |= len(first) + of_facts > room
         rows.append(begin + first + second)
         segments.append([0] * (len(first) + 1) + [segment] * len(second))
     facts = [[fact[:most] for fact in candidates] for candidates in facts]
@@ -136,9 +139,12 @@ def collate(batch: list[Encoded], pad_id: int) -> dict[str, Tensor]:
 # -------------------------------------------------------------------------------------- scores
 
 
+WIDE = 256  # a hidden size from which products of matrices are most of the work
+
+
 def default_dtype(hidden_size: int, device: str) -> str:
     """bfloat16 where products of matrices are most of the work, and the machine is made for it."""
-    return "bfloat16" if hidden_size >= 256 and multiplies_bfloat16(device) else "float32"
+    return "bfloat16" if hidden_size >= WIDE and multiplies_bfloat16(device) else "float32"
 
 
 def multiplies_bfloat16(device: str) -> bool:
@@ -151,7 +157,7 @@ def multiplies_bfloat16(device: str) -> bool:
 
 def share_out_threads(hidden_size: int) -> None:
     """One thread where products are so small that several mostly wait for each other."""
-    if hidden_size < 256 and "OMP_NUM_THREADS" not in os.environ:
+    if hidden_size < WIDE and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
 
 

@@ -116,23 +116,23 @@ def measure(answerer: Answerer, questions: list[Question]) -> dict[str, object]:
 
     right = answered_right(questions)
     found = {"test_accuracy": fmean(right), "chance": chance(questions)}
-    control = exchanged(questions)
-    if answerer.model.config.inject != "none" and any(any(q.facts) for q in control):
+    control = exchanged(questions) if answerer.model.config.inject != "none" else []
+    if any(any(q.facts) for q in control):
         instead = answered_right(control)
         differ = sum(was != now for was, now in zip(right, instead, strict=True))
         found |= {"exchanged_accuracy": fmean(instead), "exchanged_differ": differ}
         found["exchanged_none"] = sum(not any(q.facts) for q in control)
 
-    with_gold = [q for q in questions if gold(q)]
+    with_gold = [(q, was) for q, was in zip(questions, right, strict=True) if gold(q)]
     if not with_gold:
         return found
-    before = [q for q, was in zip(questions, right, strict=True) if was and gold(q)]
+    before = [q for q, was in with_gold if was]
     follow = answered_right([edited(q) for q in before])
     stay = answered_right([e for q in before if (e := edited_elsewhere(q))])
     found |= {"gold_facts": len(with_gold), "flip_rate": fmean(follow or [0])}
     if stay:
         found["locality"] = fmean(stay)
-    without = answered_right([removed(q) for q in with_gold])
+    without = answered_right([removed(q) for q, _ in with_gold])
     return found | {"removed_accuracy": fmean(without)}
 
 

@@ -12,6 +12,7 @@ from qa.questions import LETTERS, read_lines, text, texts
 # How an answer names a choice: by its label (A, B, ... where it has none), by its place from 0 or
 # from 1, by its text, by a list of this text alone. Of several ways a file has one.
 WAYS = LABEL, FROM_0, FROM_1, TEXT, TEXTS = "label", "place from 0", "place from 1", "text", "list"
+NO_ANSWER = ("", "-1", "nan")
 FORMATS = {  # keys of the choices -> key of the answer -> how it names a choice
     "choices": {  # Kformer release, CommonsenseQA, OpenBookQA, QASC, ARC; the last one is MMLU's
         "AnswerKey": [LABEL, FROM_1], "answerKey": [LABEL], "answer_idx": [LABEL, FROM_0],
@@ -46,7 +47,7 @@ def made_plain(path: Path, rows: dict[int, dict], labels_path: Path) -> dict[int
         pairs = zip(rows.items(), labels, strict=True)
         for (number, row), label in pairs:
             own = as_text(row.get("label"))
-            if "label" not in FORMATS[format_of(row)] or own not in (label, "", "-1", "nan"):
+            if "label" not in FORMATS[format_of(row)] or own not in (label, *NO_ANSWER):
                 raise ValueError(f"{labels_path}: the questions have other answers of their own")
             rows[number] = row | {"label": label}
     plain, formats, ways, places_in, unread = {}, set(), set(WAYS), {}, {}
@@ -141,7 +142,7 @@ def places_of(
 ) -> dict[str, int]:
     """The place of the answer, from 0, by each way that it may be meant; none without an answer."""
     said = {key: as_text(row.get(key)) for key in ways}
-    keys = [key for key in ways if said[key] not in ("", "-1", "nan")
+    keys = [key for key in ways if said[key] not in NO_ANSWER
             or (TEXT in ways[key] and said[key] and said[key] in choices)]  # fmt: skip
     if not keys:
         return {}

@@ -4,6 +4,7 @@ import math
 import random
 import re
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from data import make_reader, make_toy
 from kformer import Kformer
 from load_weights import load_pretrained, load_tokenizer
-from qa.questions import to_question
+from qa.questions import Question, to_question
 from test_kformer import HERE
 
 
@@ -81,12 +82,16 @@ def test_each_question_is_two_verbs_by_two_things(toy: dict) -> None:
         assert shared == [0, 1, 1, 2]
 
 
-def test_in_order_two_facts_have_the_same_words_but_for_the_choice() -> None:
+def drawn(level: str) -> Iterator[tuple[str, Question, list[tuple], list[str]]]:
+    """Questions of a level: the split, the question, its facts, its last two words."""
     rng = random.Random(0)
     for split in [*make_toy.SIZES] * 50:
-        q = to_question(make_toy.make_question(rng, split, "order"))
-        facts = [triple(fact) for fact in q.facts[0]]
-        verb, who = q.question.removesuffix("?").split()[-2:]
+        q = to_question(make_toy.make_question(rng, split, level))
+        yield split, q, [triple(fact) for fact in q.facts[0]], q.question[:-1].split()[-2:]
+
+
+def test_in_order_two_facts_have_the_same_words_but_for_the_choice() -> None:
+    for split, q, facts, (verb, who) in drawn("order"):
         assert [f[0] for f in facts if f[1:] == (verb, who)] == [q.choices[q.answer]]
         assert who not in q.choices
         others = [f[2] for f in facts if f[:2] == (who, verb)]
@@ -103,11 +108,7 @@ def test_people_and_things_are_known_but_not_together(toy: dict) -> None:
 
 
 def test_two_hops_need_both_facts() -> None:
-    rng = random.Random(0)
-    for split in [*make_toy.SIZES] * 50:
-        q = to_question(make_toy.make_question(rng, split, "two-hops"))
-        facts = [triple(fact) for fact in q.facts[0]]
-        verb, thing = q.question.removesuffix("?").split()[-2:]
+    for _, q, facts, (verb, thing) in drawn("two-hops"):
         [who] = [f[0] for f in facts if f[1:] == (verb, thing)]
         [answer] = [f[0] for f in facts if f[1:] == ("knows", who)]
         assert q.choices[q.answer] == answer
