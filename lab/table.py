@@ -3,23 +3,34 @@
     python -m lab.table --inject none concat attention ffn --seed 0 1 2
     python -m lab.table --layers bottom top --data FOLDER FOLDER --out runs/layers --steps 300
 
-All other arguments are those of train.py. Given again, the command keeps the runs that are
-finished. The figures of all runs go into table.jsonl, a line for each row of the table.
+All other arguments are those of train.py. A folder of lab.folds counts as one: its folds are
+trained one by one, and the accuracy is that of all their questions. Given again, the command keeps
+the runs that are finished. The figures of all runs go into table.jsonl, a line for each row.
+
+There are two kinds of luck. "±" is the standard deviation over seeds. The intervals are about the
+questions: 95 % of samples of as many questions fall into them (bootstrap). Each row is compared
+with the first one of the same data, question by question. An interval with 0 in it shows no
+difference.
 """
 
 import argparse
 import json
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
-from statistics import mean
+from statistics import fmean
+
+import numpy as np
 
 import train
 from kformer import VARIANTS
 from lab.saved import over_seeds
 from qa.errors import command, printable
 
-HEADINGS = ("data", "inject", "layers", "facts", "accuracy", "chance", "edited: follows",
-            "another: stays", "questions a second", "parameters added")  # fmt: skip
+HEADINGS = ("data", "inject", "layers", "facts", "accuracy", "chance", "over questions",
+            "more than the first row", "another question's facts", "edited: follows",
+            "another: stays", "questions a second")  # fmt: skip
+
+Seeds = list[list[dict]]  # the results of a row: for each seed the last line of each fold's log
 
 
 def rows_of(args: argparse.Namespace) -> list[dict]:
@@ -36,34 +47,60 @@ def rows_of(args: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def run(row: dict, seed: int, folder: Path, others: list[str]) -> dict:
-    """Makes one run, if it isn't finished yet. -> the last line of its log, {} if it failed"""
-    values = row | {"seed": seed}
-    name = "-".join(f"{name}-{value}" for name, value in values.items() if name != "data")
-    out = folder / Path(row.get("data", "")).name / name.removeprefix("inject-")
-    pairs = [word for name, value in values.items() for word in (f"--{name}", str(value))]
-    print(f"\n{out}")
-    try:
-        train.main([*pairs, *others, "--out", str(out)])
-    except ValueError as error:  # it diverged, for instance: the other runs go on
-        print(f"error: {printable(str(error))}")
-        return {}
-    return json.loads((out / train.LOG).read_text(encoding="utf-8").splitlines()[-1])
+def run(row: dict, seed: int, folder: Path, others: list[str]) -> list[dict]:
+    """Makes the runs of one seed, of each fold if there are some, but those that are finished.
+    -> the last lines of their logs, none if one failed
+    """
+    data, results = Path(row.get("data", "")), []
+    folds = sorted(data.glob("fold-?")) if "data" in row else []
+    values = {name: value for name, value in row.items() if name != "data"} | {"seed": seed}
+    name = "-".join(f"{name}-{value}" for name, value in values.items()).removeprefix("inject-")
+    for fold in folds or [data]:
+        own = values | ({"data": fold} if "data" in row else {})
+        pairs = [word for name, value in own.items() for word in (f"--{name}", str(value))]
+        out = folder / data.name / fold.relative_to(data) / name
+        print(f"\n{out}")
+        try:
+            train.main([*pairs, *others, "--out", str(out)])
+        except ValueError as error:  # it diverged, for instance: the other runs go on
+            print(f"error: {printable(str(error))}")
+            return []
+        lines = (out / train.LOG).read_text(encoding="utf-8").splitlines()
+        results.append(json.loads(lines[-1]))
+    return results
 
 
-def cells(row: dict, results: list[dict]) -> list[str]:
-    """What stands in a row of the table: means over the seeds."""
+def right(seeds: Seeds) -> np.ndarray:
+    """(seeds, questions): 1 for each right answer."""
+    return np.array([[*chain(*(run["answered_right"] for run in folds))] for folds in seeds])
+
+
+def interval(shares: np.ndarray) -> str:
+    """Where the mean is in 95 % of 2,000 samples, with replacement, of as many questions."""
+    random = np.random.default_rng(0)
+    means = [shares[random.integers(shares.size, size=shares.size)].mean() for _ in range(2000)]
+    low, high = 100 * np.quantile(means, [0.025, 0.975])
+    return f"{low:.1f} to {high:.1f}"
+
+
+def cells(row: dict, seeds: Seeds, first: Seeds | None) -> list[str]:
+    """What stands in a row of the table; `first` is the row that it is compared with, if any."""
 
     def share(key: str) -> str:
-        values = [r[key] for r in results if key in r]
-        return over_seeds(values) if values else ""
+        """Mean over seeds and folds, deviation over seeds."""
+        values = [[run[key] for run in folds if key in run] for folds in seeds]
+        return over_seeds([*map(fmean, values)]) if all(values) else ""
 
-    rate = mean(r["train_questions_per_second"] for r in results)
-    data, chance = Path(row.get("data", "")).name, f"{results[0]['chance']:.1%}"
+    runs = [*chain(*seeds)]
+    answers, against = right(seeds), ""
+    if first:
+        more = answers.mean(0) - right(first).mean(0)
+        against = f"{100 * more.mean():+.1f} ({interval(more)})"
     return [
-        data, row["inject"], row.get("layers", ""), row.get("facts", ""), share("test_accuracy"),
-        chance, share("flip_rate"), share("locality"), f"{rate:,.0f}",
-        f"{results[0]['parameters_added']:,}",
+        Path(row.get("data", "")).name, row["inject"], row.get("layers", ""), row.get("facts", ""),
+        over_seeds(answers.mean(1).tolist()), f"{fmean(run['chance'] for run in runs):.1%}",
+        interval(answers.mean(0)), against, share("exchanged_accuracy"), share("flip_rate"),
+        share("locality"), f"{fmean(run['train_questions_per_second'] for run in runs):,.0f}",
     ]  # fmt: skip
 
 
@@ -73,7 +110,8 @@ def main() -> None:
         epilog="Other arguments: see train.py --help.",
     )  # fmt: skip
     add = parser.add_argument
-    add("--data", nargs="+", default=[None], help="folders of questions (default: data/toy)")
+    add("--data", nargs="+", default=[None],
+        help="folders of questions, or of their folds (default: data/toy)")
     add("--inject", nargs="+", choices=VARIANTS, default=["ffn"], help="(default: ffn)")
     add("--layers", nargs="+", default=[None], help="(default: as in train.py)")
     add("--facts", nargs="+", type=int, default=[None], help="(default: as in train.py)")
@@ -85,14 +123,15 @@ def main() -> None:
     args.out = args.out or Path("runs", *["wrong-facts"] * ("--wrong-facts" in others))
     found = []
     for row in rows_of(args):
-        results = [run(row, seed, args.out, others) for seed in args.seed]
-        found += [(row, [*filter(None, results)])] if any(results) else []
+        seeds = [run(row, seed, args.out, others) for seed in args.seed]
+        found += [(row, [*filter(None, seeds)])] if any(seeds) else []
     if not found:
         raise ValueError("no run succeeded")
     print(f"\n| {' | '.join(HEADINGS)} |\n{'| --- ' * len(HEADINGS)}|")
-    for row, results in found:
-        print(f"| {' | '.join(cells(row, results))} |")
-    lines = [json.dumps(row | {"runs": results}) + "\n" for row, results in found]
+    for row, seeds in found:
+        first = next(other for of, other in found if of.get("data") == row.get("data"))
+        print(f"| {' | '.join(cells(row, seeds, first if first is not seeds else None))} |")
+    lines = [json.dumps(row | {"runs": [*chain(*seeds)]}) + "\n" for row, seeds in found]
     (args.out / "table.jsonl").write_text("".join(lines), encoding="utf-8")
 
 

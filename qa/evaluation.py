@@ -116,6 +116,7 @@ def measure(answerer: Answerer, questions: list[Question]) -> dict[str, object]:
 
     right = answered_right(questions)
     found = {"test_accuracy": fmean(right), "chance": chance(questions)}
+    found["answered_right"] = [*map(int, right)]
     control = exchanged(questions) if answerer.model.config.inject != "none" else []
     if any(any(q.facts) for q in control):
         instead = answered_right(control)

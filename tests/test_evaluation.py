@@ -116,9 +116,11 @@ def test_a_reader_follows_its_facts_and_is_lost_without_them() -> None:
     ]
     of_gold = {"gold_facts": 2, "flip_rate": 1.0, "removed_accuracy": 0.5}
     exchanged = {"exchanged_accuracy": 1 / 3, "exchanged_differ": 1, "exchanged_none": 0}
-    right = {"test_accuracy": 2 / 3, "chance": 0.5}  # no locality: there is one wrong choice
+    right = {"test_accuracy": 2 / 3, "answered_right": [1, 1, 0], "chance": 0.5}
+    # no locality: there is one wrong choice
     assert measure(stub(reads), questions) == right | exchanged | of_gold
-    right["test_accuracy"], of_gold["flip_rate"] = 1 / 3, 0.0
+    right |= {"test_accuracy": 1 / 3, "answered_right": [1, 0, 0]}
+    of_gold["flip_rate"] = 0.0
     assert measure(stub(lambda q: 0, inject="none"), questions) == right | of_gold
     assert measure(stub(reads), [replace(q, facts=[[]]) for q in questions]) == right
     assert measure(stub(lambda q: 1 - q.answer), questions)["flip_rate"] == 0.0, "none is right"
@@ -147,7 +149,9 @@ def test_figures_are_those_of_a_model_that_is_asked_one_question_at_a_time() -> 
         "locality": fmean(right(e) for q in known if (e := edited_elsewhere(q))),
         "removed_accuracy": fmean(right(removed(q)) for q in golden),
     }  # fmt: skip
-    assert measure(answerer, questions) == pytest.approx(expected)
+    found = measure(answerer, questions)
+    assert found.pop("answered_right") == before
+    assert found == pytest.approx(expected)
     assert len({*expected.values(), 1}) == 10, "or it's a poor test"
 
 

@@ -4,10 +4,12 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import train
-from lab import table
+from lab import folds, table
+from qa.questions import Question, read_questions
 from tests.common import interrupt, log_of, run_command
 
 
@@ -37,12 +39,80 @@ def test_the_rows_of_a_table_are_the_product_each_once() -> None:
     assert rows == f"{a}, {a.replace(' a', ' b/c')}"
 
 
-def test_a_row_has_means_over_seeds() -> None:
-    same = {"chance": 0.25, "flip_rate": 0.5, "locality": 1.0, "parameters_added": 1234}
-    rates = [{"test_accuracy": a, "train_questions_per_second": 4000 * a} for a in (0.25, 0.75)]
-    row = table.cells({"inject": "ffn", "facts": "3"}, [r | same for r in rates])
-    assert row[:6] == ["", "ffn", "", "3", "50.0 ± 35.4 %", "25.0%"]
-    assert row[6:] == ["50.0 ± 0.0 %", "100.0 ± 0.0 %", "2,000", "1,234"]
+def test_a_row_has_means_over_seeds_and_folds() -> None:
+    same = {"chance": 0.25, "flip_rate": 0.5, "locality": 1.0, "exchanged_accuracy": 0.125}
+
+    def folds(*answered: str) -> list[dict]:
+        return [same | {"answered_right": [*map(int, text)], "train_questions_per_second": 4000.4}
+                for text in answered]  # fmt: skip
+
+    first = [folds("1000", "0")]
+    row = table.cells(
+        {"inject": "ffn", "facts": "3"}, [folds("1000", "1"), folds("1111", "0")], first
+    )
+    assert row[:6] == ["", "ffn", "", "3", "60.0 ± 28.3 %", "25.0%"], "4 and 1 questions"
+    assert row[7].startswith("+40.0 (")
+    assert row[8:] == ["12.5 ± 0.0 %", "50.0 ± 0.0 %", "100.0 ± 0.0 %", "4,000"]
+    assert table.cells({"inject": "none"}, first, None)[7] == ""
+
+
+def test_intervals_are_those_of_a_normal_distribution_where_questions_are_many() -> None:
+    rng = np.random.default_rng(1)
+    one, other = (rng.random(2000) < share for share in (0.5, 0.6))
+    for values in (one, one * 1.0 - other):
+        error = values.std() / len(values) ** 0.5
+        low, high = (float(text) / 100 for text in table.interval(values).split(" to "))
+        assert (low, high) == pytest.approx(
+            (values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.1 * error
+        )
+    same = [[{"answered_right": [*map(int, one)]}]]
+    more = table.right(same).mean(0) - table.right(same).mean(0)
+    assert table.interval(more) == "0.0 to 0.0", "question by question"
+
+
+def test_folds_report_five_parts_of_six_once_and_choose_by_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    rows = [{"question": f"w{n}", "choices": [{"text": "w8"}, {"text": "w9"}], "AnswerKey": "B",
+             "knowledges": [f"w{n} w9"]} for n in range(20)]  # fmt: skip
+    for name, some in (("a", rows[:13]), ("b", rows[13:])):
+        text = "".join(json.dumps(row) + "\n" for row in some)
+        (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    run_command(monkeypatch, folds, *files, "--out", tmp_path / "of")
+    assert capsys.readouterr().out.endswith("5 folds of 13 train, 3 valid, 4 test questions\n")
+
+    def questions(fold: Path, name: str) -> list[Question]:
+        return read_questions(fold / f"{name}.jsonl")
+
+    written = sorted((tmp_path / "of").iterdir())
+    assert [path.name for path in written] == [f"fold-{k}" for k in range(5)]
+    everything = {q.question: q for path in files for q in read_questions(path)}
+    tested = [q.question for fold in written for q in questions(fold, "test")]
+    valid = [q.question for q in questions(written[0], "valid")]
+    assert sorted(tested + valid) == sorted(everything)
+    for fold in written:
+        parts = [questions(fold, name) for name in ("train", "valid", "test")]
+        names = [q.question for part in parts for q in part]
+        assert sorted(names) == sorted(everything), "each question in one part of each fold"
+        assert [q.question for q in parts[1]] == valid
+        assert all(q == everything[q.question] for part in parts for q in part)
+
+
+def test_a_table_makes_one_row_of_all_folds(
+    words: list, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    data = words[words.index("--data") + 1]
+    run_command(monkeypatch, folds, data / "train.jsonl", "--out", tmp_path / "folded")
+    of_folds = [tmp_path / "folded" if word == data else word for word in words]
+    run_command(monkeypatch, table, *of_folds, "--inject", "none")
+    *_, row = table_in(capsys.readouterr().out)
+    assert trained == ["none-seed-0"] * 5 + ["none-seed-1"] * 5
+    logs = [[log_of(tmp_path / "table" / "folded" / f"fold-{k}" / f"none-seed-{seed}")
+             for k in range(5)] for seed in (0, 1)]  # fmt: skip
+    seeds = [[log[-1] for log in of_seed] for of_seed in logs]
+    assert row == table.cells({"data": "folded", "inject": "none"}, seeds, None)
 
 
 def test_a_table_has_a_row_for_each_setting_and_passes_on_what_is_train_s(
@@ -52,11 +122,13 @@ def test_a_table_has_a_row_for_each_setting_and_passes_on_what_is_train_s(
     _, _, *rows = table_in(capsys.readouterr().out)
     saved = [json.loads(line) for line in (words[-1] / "table.jsonl").open()]
     data = words[words.index("--data") + 1].name
-    for row, line, name in zip(rows, saved, ("none", "ffn-layers-all"), strict=True):
+    none = [[run] for run in saved[0]["runs"]]
+    names, firsts = ("none", "ffn-layers-all"), (None, none)
+    for row, line, name, first in zip(rows, saved, names, firsts, strict=True):
         logs = [log_of(words[-1] / data / f"{name}-seed-{seed}") for seed in (0, 1)]
         assert [log[0]["arguments"]["lr"] for log in logs] == [3e-3] * 2
         assert line["runs"] == [log[-1] for log in logs]
-        assert row == table.cells(line, line["runs"])
+        assert row == table.cells(line, [[run] for run in line["runs"]], first)
 
 
 def test_a_table_goes_on_where_it_stopped_without_the_runs_that_fail(
