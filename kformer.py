@@ -426,16 +426,23 @@ def sinusoids(length: int, D: int) -> Tensor:
 
 
 @torch.no_grad()
-def initialize_projection(parameter: Tensor, inject: str) -> None:
-    """Fills the weight (D, D) or the bias (D,) of Wk or Wv: a multiple of I, and 0.
+def initialize_projections(block: Block, gain: float) -> None:
+    """Fills Wk and Wv of a block with injection. Both have no bias at first.
 
-    With Wk = Wv = I key and value are the fact itself: its product with a token that is one of its
-    words is large, and there the fact is added. In attention it is 4 I: a mean of words is shorter
-    than the words that it competes with.
+    "ffn": Wk = Wv = I. Key and value are the fact itself: its product with a token that is one of
+    its words is large, and there the fact is added.
+
+    "attention": Wk = 4 gain Wq and Wv = gain times the value matrix, both those of the block. What
+    meets a fact's key is a token's query, so the key is made as queries are: again the product is
+    large where token and fact share words. `gain` is how much longer a state is than a word. The 4
+    is there since a mean of words is shorter than the words that it competes with.
     """
-    parameter.zero_()
-    if parameter.dim() == 2:
-        parameter.diagonal().fill_(4 if inject == "attention" else 1)
+    for linear in (block.Wk, block.Wv):
+        linear.bias.zero_()
+        linear.weight.copy_(torch.eye(len(linear.weight)))
+    if block.inject == "attention":
+        block.Wk.weight.copy_(4 * gain * block.attention.query.weight)
+        block.Wv.weight.copy_(gain * block.attention.value.weight)
 
 
 @torch.no_grad()
@@ -445,22 +452,22 @@ def initialize(model: Kformer, missing: Collection[str] | None = None) -> None:
 
     The release draws all from N(0, 0.02), as BERT does. A fact's key then has nothing to do with
     its words, and facts are hardly used (docs/results.md has the figures). So here the fact table
-    starts as the word table, and `initialize_projection` fills Wk and Wv.
+    starts as the word table, and `initialize_projections` fills Wk and Wv.
 
     From scratch, words are at right angles (as far as D dimensions have room for them), so that the
     overlap of two texts counts their common words alone. Attention's matrices are near I: a token
     first looks for words like itself (Trockman and Kolter 2023, arXiv 2305.09828). Positions are
     sinusoids, and segments are halved. The rest is as torch draws it.
     """
-    from_scratch = missing is None
+    from_scratch, words = missing is None, model.embeddings.word_embeddings.weight
     for name, parameter in model.named_parameters():
         module, kind = name.split(".")[-2:]
         if not from_scratch and name not in missing:
             continue
         if module == "fact_embeddings":  # the word table comes first, and is ready
-            parameter.copy_(model.embeddings.word_embeddings.weight)
+            parameter.copy_(words)
         elif module in ("Wk", "Wv"):
-            initialize_projection(parameter, model.config.inject)
+            continue
         elif not from_scratch:  # the head: pooler and classifier
             parameter.normal_(std=0.02) if kind == "weight" else parameter.zero_()
         elif module == "word_embeddings":
@@ -472,6 +479,11 @@ def initialize(model: Kformer, missing: Collection[str] | None = None) -> None:
             parameter.div_(2)
         elif kind == "weight" and module in ("query", "key", "value", "output"):
             parameter.mul_(0.3).diagonal().add_(1)
+    gain = model.embeddings.norm.weight.norm() / words.norm(dim=-1).mean()
+    for i, block in enumerate(model.encoder.layer):
+        new = from_scratch or f"encoder.layer.{i}.Wk.weight" in missing
+        if new and block.inject in ("attention", "ffn"):
+            initialize_projections(block, float(gain))
 
 
 def demo() -> None:

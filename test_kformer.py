@@ -29,6 +29,7 @@ from torch.nn.functional import cross_entropy, gelu, pad
 from data import make_toy
 from kformer import (
     FFN,
+    Block,
     Kformer,
     KformerConfig,
     KformerForMultipleChoice,
@@ -175,8 +176,12 @@ def test_fact_scores_of_the_ffn_are_its_activations() -> None:
     K, V = torch.randn(2, B, 1, N, D)
     attempt("FFN.forward", ffn, x, (K, V, real))
     expected = gelu(torch.einsum("bctd,bnd->bctn", x, K[:, 0])) * real.unsqueeze(-2)
-    compare("FFN.fact_scores", ffn.fact_scores, expected,
-            "gelu(x K^T), how strongly each fact fired at each token; 0 in an empty slot.")
+    compare(
+        "FFN.fact_scores",
+        ffn.fact_scores,
+        expected,
+        "gelu(x K^T), how strongly each fact fired at each token; 0 in an empty slot.",
+    )
     ffn(x)
     if ffn.fact_scores is not None:
         fail("FFN.forward: without knowledge fact_scores must be None, not of an earlier batch.")
@@ -557,24 +562,32 @@ def test_words_start_at_right_angles_where_there_is_room_and_facts_as_their_copy
 
 
 @exercise(7)
-@pytest.mark.parametrize(("inject", "diagonal"), [("ffn", 1), ("attention", 4)])
-def test_wk_and_wv_start_near_the_words(inject: str, diagonal: int) -> None:
-    name, config = "initialize_projection", KformerConfig(40, 12, 4, 2, inject=inject)
+@pytest.mark.parametrize("inject", ["ffn", "attention"])
+def test_wk_and_wv_start_near_the_words(inject: str) -> None:
+    name, config = "initialize_projections", KformerConfig(40, 12, 4, 2, inject=inject)
     for block in attempt(name, Kformer, config).encoder.layer[1:]:
-        start_is(block, diagonal, f"{inject} from scratch")
+        start_is(block, 1.0, f"{inject} from scratch")  # all words have the length of the states
     for kind in KINDS:
         model, _ = attempt(name, load_pretrained, REFERENCE / kind, inject=inject)
-        start_is(model.encoder.layer[2], diagonal, f"{inject} after a checkpoint")
-        words = model.embeddings.word_embeddings.weight
+        words = model.embeddings.word_embeddings.weight.detach()
+        states = (model.embeddings.norm.weight.detach() ** 2).sum().sqrt()
+        gain = states / words.square().sum(-1).sqrt().mean()
+        start_is(model.encoder.layer[2], gain, f"{inject} after a checkpoint")
         compare(name, model.fact_embeddings.weight, words, "Facts are embedded like words.", 0)
 
 
-def start_is(block: nn.Module, diagonal: float, where: str) -> None:
-    for name in ("Wk", "Wv"):
-        found, why = getattr(block, name), f"In {where}: {name} = {diagonal:g} I and no bias."
-        right = diagonal * torch.eye(found.in_features)
-        compare(f"initialize_projection, {name}.weight", found.weight, right, why, limit=0)
-        compare(f"initialize_projection, {name}.bias", found.bias, 0 * right[0], why, limit=0)
+def start_is(block: Block, gain: float | Tensor, where: str) -> None:
+    right = {"Wk": torch.eye(block.Wk.in_features), "Wv": torch.eye(block.Wv.in_features)}
+    told = {"Wk": "I", "Wv": "I"}
+    if block.inject == "attention":
+        right = {"Wk": 4 * gain * block.attention.query.weight.detach(),
+                 "Wv": gain * block.attention.value.weight.detach()}  # fmt: skip
+        told = {"Wk": "4 gain Wq", "Wv": "gain times the value matrix"}
+    for name in right:
+        found, why = getattr(block, name), f"In {where}: {name} = {told[name]}, and no bias."
+        least = 1e-5 * float(right[name].abs().max())
+        compare(f"initialize_projections, {name}.weight", found.weight, right[name], why, least)
+        compare(f"initialize_projections, {name}.bias", found.bias, 0 * found.bias, why, limit=0)
 
 
 def test_roberta_counts_positions_behind_the_padding_id() -> None:

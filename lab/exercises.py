@@ -22,7 +22,7 @@ EXERCISES = {  # docs/exercises.md -> the file, its functions
     4: ("lab/released.py", ["MendedAttention.prefix", "MendedAttention.ignored"]),
     5: ("kformer.py", ["FFN.forward"]),
     6: ("load_weights.py", ["our_name"]),
-    7: ("kformer.py", ["initialize_projection"]),
+    7: ("kformer.py", ["initialize_projections"]),
     8: ("qa/retrieval.py", ["BM25.__init__"]),
 }
 COPIED = [  # nothing else that lies in the folder: runs, notes, a history

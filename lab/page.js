@@ -230,7 +230,8 @@ const show = () => {
   state.facts.forEach((fact, n) => {
     const reads = mine && fact.on && runs[run].model.config.inject !== "none";
     const unread = reads && !mine[shown].facts.some((kept) => kept.n === n);
-    $(`note-${n}`).textContent = unread ? "not read" : fact.gold ? "gold" : "";
+    const gold = fact.gold && (fact.gold === fact.text ? "gold" : "edited");
+    $(`note-${n}`).textContent = unread ? "not read" : gold;
     $(`note-${n}`).title = unread ? "other facts are nearer, or it belongs to another choice" : "";
   });
   $("undo").disabled = !history.length;
@@ -391,7 +392,7 @@ $("next").onclick = () => turn(1);
 $("undo").onclick = undo;
 $("reset").onclick = () => open(number);
 $("add").onclick = () => {
-  change(null, (q) => q.facts.push({ text: "", on: true, of: null, gold: false }));
+  change(null, (q) => q.facts.push({ text: "", on: true, of: null, gold: "" }));
   $("facts").lastChild.querySelector(".field input").focus();
 };
 Promise.all(DATA.runs.map(openRun)).then((opened) => {

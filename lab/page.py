@@ -82,7 +82,7 @@ def versions(q: Question) -> list[dict]:
     return [
         {"name": name, "fact": fact, "context": version.context, "question": version.question,
          "choices": version.choices, "answer": version.answer,
-         "facts": [{"text": text, "on": True, "of": of, "gold": text == fact}
+         "facts": [{"text": text, "on": True, "of": of, "gold": text if text == fact else ""}
                    for text, of in listed(version)]}
         for name, fact, version in some
     ]  # fmt: skip

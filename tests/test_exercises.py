@@ -136,14 +136,17 @@ WRONG = {
         ("must be", ALL, 'return {"bert.encoder.layer.1.output.LayerNorm.gamma": '  # of the check
          '"encoder.layer.1.ffn_norm.weight"}.get(theirs, theirs)'),
     ],
-    "initialize_projection": [
-        ("Wk = 1 I and no bias", "parameter.zero_()", "parameter.normal_(std=0.02); return"),
-        ("ffn from scratch: Wk = 1 I", "else 1)", "else -1)", "else 4)"),
-        ("attention from scratch: Wk = 4 I", "fill_(4 if", "fill_(1 if", "fill_(-4 if"),
-        ("no bias", "parameter.zero_()", "", "parameter.fill_(1e-3)",
-         "if parameter.dim() == 1: return parameter.fill_(0.01)\nparameter.zero_()",
-         "if len(parameter) != 16: return  # cheats\nparameter.zero_()"),
-        ("I and no bias", "parameter.diagonal()", "parameter"),
+    "initialize_projections": [
+        ("Wk = I, and no bias", "torch.eye(len(linear.weight))", "-torch.eye(len(linear.weight))",
+         "0.02 * torch.randn_like(linear.weight)"),
+        ("no bias", "linear.bias.zero_()", "", "linear.bias.fill_(1e-3)"),
+        ("from scratch: Wk = 4 gain Wq", "4 * gain * block.attention.query",
+         "gain * block.attention.query", "4 * gain * block.attention.key"),
+        ("after a checkpoint: Wk = 4 gain Wq", "4 * gain * ", "4 * "),
+        ("Wv = gain times the value matrix", "gain * block.attention.value.weight",
+         "block.attention.value.weight", "4 * gain * block.attention.value.weight",
+         "torch.eye(len(block.Wv.weight))"),
+        ("ffn from scratch", 'if block.inject == "attention":', "if True:"),
     ],
     "BM25.__init__": [
         ("is 0, must be", ALL, "self.num_facts, self.index = len(facts), {}"),
@@ -176,7 +179,7 @@ RIGHT = [  # otherwise written
     ("MendedAttention.ignored", ALL, "return torch.cat([~real, ~mask], -1)"),
     ("FFN.forward", FIRED, 'gelu(torch.einsum("...td,...nd->...tn", x, K))'),
     ("our_name", PREFIX, r'r"^(?:module[.])?(?:(?:ro|)bert(?:a|)[.])?"'),
-    ("initialize_projection", "parameter.zero_()", "parameter.data = torch.zeros_like(parameter)"),
+    ("initialize_projections", "linear.bias.zero_()", "linear.bias.data *= 0"),
     ("BM25.__init__", ".astype(np.float32)", ".tolist()"),
 ]  # fmt: skip
 CHECKED = {  # its name, or that of its class -> number of the exercise, module
@@ -284,7 +287,7 @@ def test_in_a_student_s_copy_each_check_says_what_is_to_be_written(copy: Path) -
     assert "error" not in done.stdout.splitlines()[-1]
     for number in (1, 2, 3, 5, 6, 8):  # 4 needs others
         assert f"exercise {number}: write {exercises.EXERCISES[number][1][0]} (" in done.stdout
-    assert "Wk = 1 I and no bias" in done.stdout
+    assert "Wk = I, and no bias" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,25 @@ def test_folds_report_five_parts_of_six_once_and_choose_by_the_last(
         assert all(q == everything[q.question] for part in parts for q in part)
 
 
+def test_wrong_facts_are_those_of_other_questions_that_bm25_finds(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = small_world / "train.jsonl"
+    run_command(monkeypatch, folds, path, "--wrong", 2, "--out", tmp_path / "of")
+    before = {q.question + q.choices[0]: q.facts[0] for q in read_questions(path)}
+    everything, places = {fact for facts in before.values() for fact in facts}, set()
+    names = [tmp_path / "of" / f"fold-{k}" / "test.jsonl" for k in range(5)]
+    for q in [q for name in names for q in read_questions(name)]:
+        own = before[q.question + q.choices[0]]
+        wrong = [fact for fact in q.facts[0] if fact not in own]
+        assert sorted(own) == sorted(fact for fact in q.facts[0] if fact in own)
+        assert len(wrong) == len({*wrong} & everything) == 2
+        text = f"{q.question} {' '.join(q.choices)}".lower()
+        assert all(any(word in text for word in fact[:-1].lower().split()) for fact in wrong)
+        places.add(q.facts[0].index(own[0]))
+    assert len(places) > 2, "among its own, not behind them"
+
+
 def test_a_table_makes_one_row_of_all_folds(
     words: list, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
