@@ -432,17 +432,17 @@ def initialize_projections(block: Block, gain: float) -> None:
     "ffn": Wk = Wv = I. Key and value are the fact itself: its product with a token that is one of
     its words is large, and there the fact is added.
 
-    "attention": Wk = 4 gain Wq and Wv = gain times the value matrix, both those of the block. What
-    meets a fact's key is a token's query, so the key is made as queries are: again the product is
-    large where token and fact share words. `gain` is how much longer a state is than a word. The 4
-    is there since a mean of words is shorter than the words that it competes with.
+    "attention": Wk = 4 gain times the block's query matrix, Wv = 4 gain times its value matrix.
+    What meets a fact's key is a token's query, so keys are made as queries are: again the product
+    is large where token and fact share words. `gain` is how much longer a state is than a word.
+    And a mean of words is shorter than the words that it competes with, hence the 4.
     """
     for linear in (block.Wk, block.Wv):
-        linear.bias.zero_()
         linear.weight.copy_(torch.eye(len(linear.weight)))
+        linear.bias.zero_()
     if block.inject == "attention":
         block.Wk.weight.copy_(4 * gain * block.attention.query.weight)
-        block.Wv.weight.copy_(gain * block.attention.value.weight)
+        block.Wv.weight.copy_(4 * gain * block.attention.value.weight)
 
 
 @torch.no_grad()

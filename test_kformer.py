@@ -581,8 +581,8 @@ def start_is(block: Block, gain: float | Tensor, where: str) -> None:
     told = {"Wk": "I", "Wv": "I"}
     if block.inject == "attention":
         right = {"Wk": 4 * gain * block.attention.query.weight.detach(),
-                 "Wv": gain * block.attention.value.weight.detach()}  # fmt: skip
-        told = {"Wk": "4 gain Wq", "Wv": "gain times the value matrix"}
+                 "Wv": 4 * gain * block.attention.value.weight.detach()}  # fmt: skip
+        told = {"Wk": "4 gain times the query matrix", "Wv": "4 gain times the value matrix"}
     for name in right:
         found, why = getattr(block, name), f"In {where}: {name} = {told[name]}, and no bias."
         least = 1e-5 * float(right[name].abs().max())
