@@ -577,17 +577,15 @@ def test_wk_and_wv_start_near_the_words(inject: str) -> None:
 
 
 def start_is(block: Block, gain: float | Tensor, where: str) -> None:
-    right = {"Wk": torch.eye(block.Wk.in_features), "Wv": torch.eye(block.Wv.in_features)}
-    told = {"Wk": "I", "Wv": "I"}
-    if block.inject == "attention":
-        right = {"Wk": 4 * gain * block.attention.query.weight.detach(),
-                 "Wv": 4 * gain * block.attention.value.weight.detach()}  # fmt: skip
-        told = {"Wk": "4 gain times the query matrix", "Wv": "4 gain times the value matrix"}
-    for name in right:
-        found, why = getattr(block, name), f"In {where}: {name} = {told[name]}, and no bias."
-        least = 1e-5 * float(right[name].abs().max())
-        compare(f"initialize_projections, {name}.weight", found.weight, right[name], why, least)
-        compare(f"initialize_projections, {name}.bias", found.bias, 0 * found.bias, why, limit=0)
+    query, value = block.attention.query, block.attention.value
+    for name, own, kind in (("Wk", query, "query"), ("Wv", value, "value")):
+        found, right = getattr(block, name), own.weight.detach() * 4 * gain
+        bias, told = own.bias.detach(), f"4 gain times the {kind} matrix, with its bias"
+        if block.inject == "ffn":
+            right, bias, told = torch.eye(len(right)), 0 * bias, "I, and no bias"
+        least, why = 1e-5 * float(right.abs().max()), f"In {where}: {name} = {told}."
+        compare(f"initialize_projections, {name}.weight", found.weight, right, why, least)
+        compare(f"initialize_projections, {name}.bias", found.bias, bias, why, limit=0)
 
 
 def test_roberta_counts_positions_behind_the_padding_id() -> None:

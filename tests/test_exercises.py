@@ -137,14 +137,15 @@ WRONG = {
          '"encoder.layer.1.ffn_norm.weight"}.get(theirs, theirs)'),
     ],
     "initialize_projections": [
-        ("Wk = I, and no bias", "torch.eye(len(linear.weight))", "-torch.eye(len(linear.weight))",
-         "0.02 * torch.randn_like(linear.weight)"),
-        ("no bias", "linear.bias.zero_()", "", "linear.bias.fill_(1e-3)"),
-        ("from scratch: Wk = 4 gain times the query", "4 * gain * block.attention.query",
-         "gain * block.attention.query", "4 * gain * block.attention.key"),
+        ("Wk = I, and no bias", "torch.eye(len(new.weight))", "-torch.eye(len(new.weight))",
+         "0.02 * torch.randn_like(new.weight)"),
+        ("no bias", "new.bias.zero_()", "...", "new.bias.fill_(1e-3)"),
+        ("from scratch: Wk = 4 gain times the query", "4 * gain * old", "gain * old",
+         "-4 * gain * old"),
         ("after a checkpoint: Wk = 4 gain", "4 * gain * ", "4 * "),
-        ("Wv = 4 gain times the value matrix", "4 * gain * block.attention.value.weight",
-         "gain * block.attention.value.weight", "torch.eye(len(block.Wv.weight))"),
+        ("with its bias", "new.bias.copy_(old.bias)", "...", "new.bias.zero_()"),
+        ("times the value matrix", "query, block.attention.value)", "query, block.attention.key)"),
+        ("times the query matrix", "block.attention.query,", "block.attention.key,"),
         ("ffn from scratch", 'if block.inject == "attention":', "if True:"),
     ],
     "BM25.__init__": [
@@ -178,7 +179,7 @@ RIGHT = [  # otherwise written
     ("MendedAttention.ignored", ALL, "return torch.cat([~real, ~mask], -1)"),
     ("FFN.forward", FIRED, 'gelu(torch.einsum("...td,...nd->...tn", x, K))'),
     ("our_name", PREFIX, r'r"^(?:module[.])?(?:(?:ro|)bert(?:a|)[.])?"'),
-    ("initialize_projections", "linear.bias.zero_()", "linear.bias.data *= 0"),
+    ("initialize_projections", "new.bias.zero_()", "new.bias.data = torch.zeros(len(new.weight))"),
     ("BM25.__init__", ".astype(np.float32)", ".tolist()"),
 ]  # fmt: skip
 CHECKED = {  # its name, or that of its class -> number of the exercise, module
