@@ -427,24 +427,21 @@ def sinusoids(length: int, D: int) -> Tensor:
 
 @torch.no_grad()
 def initialize_projections(block: Block, gain: float) -> None:
-    """Fills Wk and Wv of a block with injection.
+    """Fills Wk and Wv of a block with injection. Both have no bias at first.
 
-    "ffn": Wk = Wv = I, and no bias. Key and value are the fact itself: its product with a token
-    that is one of its words is large, and there the fact is added.
+    "ffn": Wk = Wv = I. Key and value are the fact itself: its product with a token that is one of
+    its words is large, and there the fact is added.
 
-    "attention": Wk is the block's own query matrix, Wv its value matrix, both 4 gain times as large
-    and with their biases. What meets a fact's key is a token's query, so keys are made as queries
-    are: again the product is large where token and fact share words. `gain` is how much longer a
-    state is than a word; and a mean of words is shorter than one of them, hence the 4.
+    "attention": Wk is 4 gain times the block's own query matrix, Wv 4 gain times its value matrix.
+    What meets a fact's key is a token's query, so keys are made as queries are: again the product
+    is large where token and fact share words. `gain` is how much longer a state is than a word; and
+    a mean of words is shorter than one of them, hence the 4.
     """
     own = (block.attention.query, block.attention.value)
     for new, old in zip((block.Wk, block.Wv), own, strict=True):
-        if block.inject == "attention":
-            new.weight.copy_(4 * gain * old.weight)
-            new.bias.copy_(old.bias)
-        else:
-            new.weight.copy_(torch.eye(len(new.weight)))
-            new.bias.zero_()
+        is_prefix = block.inject == "attention"
+        new.weight.copy_(4 * gain * old.weight if is_prefix else torch.eye(len(new.weight)))
+        new.bias.zero_()
 
 
 @torch.no_grad()

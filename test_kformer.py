@@ -580,12 +580,12 @@ def start_is(block: Block, gain: float | Tensor, where: str) -> None:
     query, value = block.attention.query, block.attention.value
     for name, own, kind in (("Wk", query, "query"), ("Wv", value, "value")):
         found, right = getattr(block, name), own.weight.detach() * 4 * gain
-        bias, told = own.bias.detach(), f"4 gain times the {kind} matrix, with its bias"
+        told = f"4 gain times the {kind} matrix"
         if block.inject == "ffn":
-            right, bias, told = torch.eye(len(right)), 0 * bias, "I, and no bias"
-        least, why = 1e-5 * float(right.abs().max()), f"In {where}: {name} = {told}."
+            right, told = torch.eye(len(right)), "I"
+        least, why = 1e-5 * float(right.abs().max()), f"In {where}: {name} = {told}, and no bias."
         compare(f"initialize_projections, {name}.weight", found.weight, right, why, least)
-        compare(f"initialize_projections, {name}.bias", found.bias, bias, why, limit=0)
+        compare(f"initialize_projections, {name}.bias", found.bias, 0 * right[0], why, limit=0)
 
 
 def test_roberta_counts_positions_behind_the_padding_id() -> None:
