@@ -61,7 +61,9 @@ def curve(run: Path) -> tuple[str, int, Line]:
     rows = [json.loads(line) for line in (run / LOG).read_text(encoding="utf-8").splitlines()]
     steps = arguments["steps"]
     points = [(r["step"] / steps, r["valid_accuracy"]) for r in rows if "step" in r]
-    return arguments["data"].name, steps, (arguments["inject"], points)
+    data = arguments["data"]
+    name = data.parent.name if data.name.startswith("fold-") else data.name  # all folds: one panel
+    return name, steps, (arguments["inject"], points)
 
 
 def main() -> None:

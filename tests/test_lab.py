@@ -285,6 +285,9 @@ def test_a_curve_is_the_validation_accuracy_of_each_row(saved: Path, tmp_path: P
               for row in log_of(saved)[1:-1]]  # fmt: skip
     assert lines == [" ".join(f"{x:.1f},{y:.1f}" for x, y in points)] * 2
     assert "is there already" in said(curves, saved, "--out", out)
+    fold = changed(saved, tmp_path, data=str(tmp_path / "qasc" / "fold-3"))
+    assert said(curves, saved, fold, "--out", two := tmp_path / "two.svg") == f"{two}: 2 runs\n"
+    assert ">qasc, 2 steps<" in two.read_text(encoding="utf-8")
     assert "no run of train.py" in said(curves, tmp_path, "--out", tmp_path / "other.svg")
 
 
