@@ -1,6 +1,7 @@
 """The page that runs the model, in a real browser."""
 
 import json
+import string
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from qa.batches import Answerer
 from qa.evaluation import edited, gold, removed
 from qa.inside import look_into
 from qa.questions import Question
-from test_kformer import HERE
+from qa.tokenizer import WordPiece
+from test_kformer import HERE, tiny
 from tests.browser import FOUND, Browser, browser
 from tests.common import REFERENCE, tiny_answerer
 
@@ -77,6 +79,8 @@ def lively(inject: str, **fields: object) -> Answerer:
 def test_the_page_says_what_torch_says(inject: str, opened: Browser, tmp_path: Path) -> None:
     answerer = lively(inject, inject_layers=(0, 2), num_facts=3)
     questions = [WORLD, OWN, MANY, replace(WORLD, facts=[[]], context="", question="W6, w5? W99!")]
+    if inject != "concat":  # for which it's too long
+        questions.append(replace(WORLD, facts=[["w9 " + "w5 w8 " * 40, "w6 w8"]]))
     show(opened, tmp_path / "page.html", [("run", answerer)], *questions)
     for n, q in enumerate(questions):
         opened.run(f"open({n})")
@@ -85,6 +89,33 @@ def test_the_page_says_what_torch_says(inject: str, opened: Browser, tmp_path: P
         for m, version in enumerate([q, removed(q), edited(q)] if gold(q) else []):
             opened.click(f"#version-{m}")
             agree(said(opened), answerer, version)
+
+
+@in_browser
+def test_the_page_reads_words_as_the_tokenizer_does(opened: Browser, tmp_path: Path) -> None:
+    letters = [*string.ascii_lowercase, *string.punctuation, *"中字ßéu\u0e01からな한", "ab", "xx"]
+    words = [*letters, *(f"##{letter}" for letter in letters)]
+    tokenizer = WordPiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])
+    model = tiny("ffn", vocab_size=len(tokenizer.vocab)).float()
+    show(opened, tmp_path / "page.html", [("run", Answerer(model, tokenizer, "float32"))], WORLD)
+    texts = [
+        "abc xxx abxx",
+        "Ｗｉｄｅ Ünïcödé \u0130İ ǅ ß",
+        "a\u00adb\u200bc\x00d\ufffd",
+        "中文字 と かな",
+        "don't [MASK]it [SEP] [sep] a[PAD]b",
+        "5€ + <3 ^_^ `x` ~y~ $z|",
+        "x" * 100,
+        "x" * 100,
+        "x" * 101,
+        "tab\tnew\nline\u2028a\u3000b",
+        "\U0001f600 \ud7a3 \u0e01\u0e34 e\u0301",
+        "«a»…—b¿c§",
+    ]
+    for text in texts:
+        found = opened.run(f"runs[0].tokenizer.encode({json.dumps(text)})")
+        assert found == tokenizer.encode(text), text
+    assert len({*tokenizer.encode(" ".join(texts))}) > 30, "or it's a poor test"
 
 
 @in_browser
