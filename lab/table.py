@@ -27,8 +27,8 @@ from lab.saved import over_seeds
 from qa.errors import command, printable
 
 HEADINGS = ("data", "inject", "layers", "facts", "accuracy", "chance", "over questions",
-            "more than the first row", "another question's facts", "edited: follows",
-            "another: stays", "questions a second")  # fmt: skip
+            "more than the first row", "edited: follows", "another: stays", "without the gold fact",
+            "another question's facts", "questions a second")  # fmt: skip
 
 Seeds = list[list[dict]]  # the results of a row: for each seed the last line of each fold's log
 
@@ -67,6 +67,8 @@ def run(row: dict, seed: int, folder: Path, others: list[str]) -> list[dict]:
             return []
         lines = (out / train.LOG).read_text(encoding="utf-8").splitlines()
         results.append(json.loads(lines[-1]))
+        if "answered_right" not in results[-1]:
+            raise ValueError(f"{out}: an older version made this run; name a new folder with --out")
     return results
 
 
@@ -99,8 +101,9 @@ def cells(row: dict, seeds: Seeds, first: Seeds | None) -> list[str]:
     return [
         Path(row.get("data", "")).name, row["inject"], row.get("layers", ""), row.get("facts", ""),
         over_seeds(answers.mean(1).tolist()), f"{fmean(run['chance'] for run in runs):.1%}",
-        interval(answers.mean(0)), against, share("exchanged_accuracy"), share("flip_rate"),
-        share("locality"), f"{fmean(run['train_questions_per_second'] for run in runs):,.0f}",
+        interval(answers.mean(0)), against,
+        *map(share, ("flip_rate", "locality", "removed_accuracy", "exchanged_accuracy")),
+        f"{fmean(run['train_questions_per_second'] for run in runs):,.0f}",
     ]  # fmt: skip
 
 

@@ -40,7 +40,8 @@ def test_the_rows_of_a_table_are_the_product_each_once() -> None:
 
 
 def test_a_row_has_means_over_seeds_and_folds() -> None:
-    same = {"chance": 0.25, "flip_rate": 0.5, "locality": 1.0, "exchanged_accuracy": 0.125}
+    same = {"chance": 0.25, "flip_rate": 0.5, "locality": 1.0, "removed_accuracy": 0.0,
+            "exchanged_accuracy": 0.125}  # fmt: skip
 
     def folds(*answered: str) -> list[dict]:
         return [same | {"answered_right": [*map(int, text)], "train_questions_per_second": 4000.4}
@@ -52,7 +53,8 @@ def test_a_row_has_means_over_seeds_and_folds() -> None:
     )
     assert row[:6] == ["", "ffn", "", "3", "60.0 ± 28.3 %", "25.0%"], "4 and 1 questions"
     assert row[7].startswith("+40.0 (")
-    assert row[8:] == ["12.5 ± 0.0 %", "50.0 ± 0.0 %", "100.0 ± 0.0 %", "4,000"]
+    rest = ["50.0 ± 0.0 %", "100.0 ± 0.0 %", "0.0 ± 0.0 %", "12.5 ± 0.0 %", "4,000"]
+    assert row[8:] == rest
     assert table.cells({"inject": "none"}, first, None)[7] == ""
 
 
@@ -167,6 +169,12 @@ def test_a_table_goes_on_where_it_stopped_without_the_runs_that_fail(
     said = capsys.readouterr().out
     assert said.count("\nerror: --layers 7: no such layers, the model has 0 to 2\n") == 3
     assert [row[2] for row in table_in(said)[2:]] == ["", "all"]
+    log = next(words[-1].glob("*/none-seed-0/log.jsonl"))
+    text = log.read_text().replace('"answered_right"', '"before"')
+    log.write_text(text)
+    with pytest.raises(SystemExit):
+        run_command(monkeypatch, table, *words)
+    assert f"{log.parent}: an older version made this run" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run_command(monkeypatch, table, *words, "--steps", 5)
     out, error = capsys.readouterr()
