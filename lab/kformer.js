@@ -81,17 +81,18 @@ const selfAttention = (attention, x, knowledge, config, seen) => {  // (T, D) ->
   const { K, V } = knowledge ?? { K: [], V: [] };
   [k, v] = [[...K, ...k], [...V, ...v]];  // as if N more tokens stood first
   const H = config.num_attention_heads, size = config.hidden_size / H;
-  const out = x.map(() => []), factScores = x.map(() => K.map(() => 0));
+  const out = x.map(() => []), shares = x.map(() => K.map(() => []));  // (T, N, H)
   for (let h = 0; h < H; h++) {
     const head = (rows) => rows.map((row) => row.subarray(h * size, (h + 1) * size));
     const [qh, kh, vh] = [q, k, v].map(head);
     qh.forEach((query, t) => {
       const probs = softmax(kh.map((key) => dot(query, key) / Math.sqrt(size)));
       out[t].push(...mix(probs, vh));
-      K.forEach((_, n) => { factScores[t][n] += probs[n] / H; });  // the mean of the heads
+      K.forEach((_, n) => shares[t][n].push(probs[n]));
     });
   }
-  if (knowledge) Object.assign(seen, { x: q, K, V, factScores });
+  const factScores = shares.map((facts) => facts.map((heads) => heads.reduce((a, b) => a + b) / H));
+  if (knowledge) Object.assign(seen, { x: q, K, V, factScores, shares });
   return linear(attention.output, out.map((row) => Float32Array.from(row)));
 };
 

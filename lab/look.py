@@ -33,7 +33,8 @@ def main() -> None:
     if args.html:
         runs = [(args.run.name, answerer)]
         runs += [(run.name, open_saved(run, args.questions)[0]) for run in args.beside]
-        text = page(runs, some, f"A look inside {args.run}")
+        names = ", ".join(map(str, [args.run, *args.beside]))
+        text = page(runs, some, f"A look inside {names}")
         args.html.write_text(text, encoding="utf-8")
         print(f"{args.html}: {len(some)} questions, for a browser")
         return

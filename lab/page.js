@@ -51,7 +51,11 @@ const openTokenizer = (t) => {
   const words = (text) => normalize(text).replace(splits, " $& ").split(/\s+/u).filter(Boolean);
   const encode = (text) => text.split(added).flatMap((part, i) =>
     i % 2 ? ids.get(part) : words(part).flatMap(pieces));
-  return { ...t, encode, unknown: (text) => encode(text).includes(t.unk_token_id) };
+  const borders = new RegExp(`(${escaped.join("|")}|\\s+|${splits.source})`, "u");
+  return {
+    encode, ...t, parts: (text) => text.split(borders),
+    unknown: (part) => part?.trim() && encode(part).includes(t.unk_token_id),
+  };
 };
 
 const openRun = async (run) => ({
@@ -93,29 +97,35 @@ const best = (answers) =>
 // ----------------------------------------------------------------------------- what can be changed
 
 let runs;
-let number, state, history, lastKey;  // the question, its past, the line that was typed into last
+let state, history = [], lastKey = null;  // the question, its past, the line last typed into
 let run = 0, choice = null, cell = null;  // whose picture is seen; without a choice: the likeliest
 
 const copy = (value) => JSON.parse(JSON.stringify(value));
 
 // All that is typed into a line is one step back; so is each click, which has no key.
 const change = (key, edit) => {
-  if (key === null || key !== lastKey) history.push(copy(state));
+  if (state && (key === null || key !== lastKey)) history.push(copy(state));
   lastKey = key;
-  edit(state);
+  if (key === null) cell = null;
+  edit();
   if (key === null) build(); else show();
 };
 
-const open = (n) => {
-  number = n;
-  state = copy(DATA.questions[n].versions[0]);
-  [history, lastKey, choice, cell] = [[], null, null, null];
+const open = (number) => change(null, () => {
+  state = { ...copy(DATA.questions[number].versions[0]), number };
+  choice = null;
+});
+
+const undo = () => {
+  if (history.length) [state, lastKey, cell] = [history.pop(), null, null];
   build();
 };
 
-const undo = () => {
-  if (history.length) [state, lastKey] = [history.pop(), null];
-  build();
+// The version of the file that the question is now, if any.
+const version = () => {
+  const told = ({ context, question, choices, facts }) =>
+    JSON.stringify([context, question, choices, facts]);
+  return DATA.questions[state.number].versions.find((one) => told(one) === told(state));
 };
 
 // --------------------------------------------------------------------------------------- elements
@@ -142,15 +152,16 @@ const field = (label, at) => {
   const input = el("input", { "aria-label": label, spellcheck: "false", autocomplete: "off" });
   const back = el("span", { class: "back", "aria-hidden": "true" });
   const mark = () => {
-    const marked = (part) => lacks(part) ? el("mark", {}, part) : part;
+    const { parts, unknown } = runs[run].tokenizer;
+    const marked = (part) => unknown(part) ? el("mark", {}, part) : part;
     back.replaceChildren(...parts(input.value).map(marked));
     back.scrollLeft = input.scrollLeft;
   };
   const [owner, name] = at(state);
   input.value = owner[name];
   input.oninput = () => {
-    change(label, (q) => {
-      const [owner, name] = at(q);
+    change(label, () => {
+      const [owner, name] = at(state);
       owner[name] = input.value;
     });
     mark();
@@ -160,21 +171,21 @@ const field = (label, at) => {
   mark();
   return el("span", { class: "field" }, back, input);
 };
-const parts = (text) => text.split(/(\s+|[\p{P}$+<=>^`|~])/u);
-const lacks = (part) => part.trim() && runs[run].tokenizer.unknown(part);
-
 // --------------------------------------------------------- what is typed into, built after clicks
 
 const build = () => {
-  const focused = document.activeElement?.id;
+  const focused = document.activeElement.id;
   const asked = state.context ? ["context", "question"] : ["question"];
   $("question").replaceChildren(...asked.map((name) => field(name, (q) => [q, name])));
   $("runs").replaceChildren(el("td"), el("th", { scope: "col" }, "choice"), ...runs.map(runHead));
   $("choices").replaceChildren(...state.choices.map(choiceRow));
   $("facts").replaceChildren(...state.facts.map(factRow));
+  $("number").value = state.number;
   show();
-  if (focused) $(focused)?.focus();
+  if (focused) focus(focused, "add");
 };
+
+const focus = (...ids) => ids.map($).find((element) => element && !element.disabled)?.focus();
 
 const runHead = ({ name }, r) => {
   const take = () => {
@@ -201,10 +212,15 @@ const choiceRow = (_, i) => {
 
 const factRow = (fact, n) => {
   const label = `fact ${n + 1}`, last = n === state.facts.length - 1;
-  const onchange = () => change(null, (q) => { q.facts[n].on = !q.facts[n].on; });
-  const move = (by) => () =>
-    change(null, ({ facts }) => facts.splice(n + by, 0, ...facts.splice(n, 1)));
-  const remove = () => change(null, (q) => q.facts.splice(n, 1));
+  const onchange = () => change(null, () => { state.facts[n].on = !state.facts[n].on; });
+  const move = (by) => () => {
+    change(null, () => state.facts.splice(n + by, 0, ...state.facts.splice(n, 1)));
+    focus(...(by < 0 ? ["up", "down"] : ["down", "up"]).map((name) => `${name}-${n + by}`));
+  };
+  const remove = () => {
+    change(null, () => state.facts.splice(n, 1));
+    focus(`delete-${n}`, `delete-${n - 1}`, "add");
+  };
   const tick = { type: "checkbox", "aria-label": `${label} is read`, title: "no tick: silent" };
   return el("li", {},
     el("input", { ...tick, id: `on-${n}`, checked: fact.on, onchange }),
@@ -218,24 +234,24 @@ const factRow = (fact, n) => {
 // ----------------------------------------------------------- what is seen, new at every key stroke
 
 const show = () => {
+  const past = history.at(-1)?.number === state.number ? history.at(-1) : null;
   const now = runs.map((each) => answer(each, state));
-  const before = runs.map((each) => history.length ? answer(each, history.at(-1)) : null);
+  const before = runs.map((each) => past && answer(each, past));
   const mine = now[run], shown = mine && (choice ?? best(mine));
   runs.forEach((_, r) => state.choices.forEach((_, i) => bar(r, i, now[r], before[r])));
   state.choices.forEach((_, i) => {
     $(`choice-${i}`).checked = i === shown;
-    const right = i === state.answer && !history.length;
-    $(`choice-${i}`).closest("tr").classList.toggle("right", right);
+    $(`choice-${i}`).closest("tr").classList.toggle("right", i === version()?.answer);
   });
-  state.facts.forEach((fact, n) => {
-    const reads = mine && fact.on && runs[run].model.config.inject !== "none";
+  state.facts.forEach(({ text, on, gold }, n) => {
+    const reads = mine && on && text.trim() && runs[run].model.config.inject !== "none";
     const unread = reads && !mine[shown].facts.some((kept) => kept.n === n);
-    const gold = fact.gold && (fact.gold === fact.text ? "gold" : "edited");
-    $(`note-${n}`).textContent = unread ? "not read" : gold;
+    const kind = gold && (gold === text ? "gold" : "edited");
+    $(`note-${n}`).textContent = unread ? "not read" : kind;
     $(`note-${n}`).title = unread ? "other facts are nearer, or it belongs to another choice" : "";
   });
   $("undo").disabled = !history.length;
-  $("note").textContent = note(mine);
+  $("note").replaceChildren(...notes(now).map((line) => el("p", {}, line)));
   versions();
   picture(mine?.[shown], before[run]?.[shown]);
 };
@@ -243,39 +259,39 @@ const show = () => {
 const bar = (r, i, now, before) => {
   const share = now ? now[i].probability : 0, was = before ? before[i].probability : share;
   const moved = percent(was) !== percent(share), cell = $(`bar-${r}-${i}`);
-  cell.replaceChildren(percent(share), el("small", {}, moved ? `was ${percent(was)}` : ""));
+  const past = el("small", {}, moved ? `was ${percent(was)}` : "");
+  cell.replaceChildren(now ? percent(share) : "too long", past);
   cell.style.cssText = `--now: ${percent(share)}; --then: ${percent(was)}`;
   cell.classList.toggle("moved", moved);
   cell.classList.toggle("best", Boolean(now) && i === best(now));
 };
 
-const note = (mine) => {
-  if (!mine) return `too long: ${runs[run].model.config.max_tokens} tokens can be read`;
-  const { context, question, choices, facts } = state;
+const notes = (now) => {
+  const lines = runs.filter((_, r) => !now[r]).map(({ name, model }) =>
+    `${name}: the text is too long, ${model.config.max_tokens} tokens can be read`);
+  const { context, question, choices, facts } = state, { parts, unknown } = runs[run].tokenizer;
   const texts = [context, question, ...choices, ...facts.map(({ text }) => text)];
-  const unknown = [...new Set(texts.flatMap(parts).filter(lacks))];
-  return unknown.length ? `not in its vocabulary, all the same to the model: ${unknown.join(", ")}`
-    : "";
+  const words = [...new Set(texts.flatMap(parts).filter(unknown))];
+  const told = `unknown words, read as [UNK], one like the other: ${words.join(", ")}`;
+  return words.length ? [...lines, told] : lines;
 };
 
 // The question as the file has it, without its gold fact, and with that fact edited.
 const versions = () => {
-  $("versions").replaceChildren(...DATA.questions[number].versions.map((version, n) => {
-    const answers = answer(runs[run], version), taken = answers && best(answers);
-    const says = answers ? `${version.choices[taken]} ${percent(answers[taken].probability)}` : "";
-    const tick = taken === version.answer ? " ✓" : "";
-    const texts = ["question", "choices", "facts"];
-    const same = texts.every((k) => JSON.stringify(version[k]) === JSON.stringify(state[k]));
-    const take = () => change(null, (q) => Object.assign(q, copy(version)));
-    return button([version.name, version.fact, says + tick].map((text) => el("span", {}, text)),
-      `${version.name}: ${says}`, take, { "aria-pressed": String(same), id: `version-${n}` });
+  $("versions").replaceChildren(...DATA.questions[state.number].versions.map((one, n) => {
+    const answers = answer(runs[run], one), taken = answers && best(answers);
+    const says = answers ? `${one.choices[taken]} ${percent(answers[taken].probability)}` : "";
+    const mark = taken === one.answer ? " ✓" : " ✗";
+    const take = () => change(null, () => Object.assign(state, copy(one)));
+    const pressed = { "aria-pressed": String(one === version()), id: `version-${n}` };
+    const texts = [one.name, one.fact, says + mark].map((text) => el("span", {}, text));
+    return button(texts, `${one.name}: ${says}`, take, pressed);
   }));
 };
 
 // ------------------------------------------------------------------------------------- the picture
 
 const HEADS = {
-  none: "This model reads no facts. It reads:",
   concat: "The facts stand behind the input, as words. The model reads:",
   attention: "Layer LAYER: the share of its attention that each token gives each fact",
   ffn: "Layer LAYER: gelu(x Kᵀ), how strongly each fact fires at each token",
@@ -286,7 +302,8 @@ const picture = (seen, before) => {
   const head = HEADS[runs[run].model.config.inject];
   if (!seen.layers.length) {
     const tokens = seen.tokens.map((token) => el("span", {}, token));
-    return $("picture").replaceChildren(el("h2", {}, head), el("p", { class: "read" }, tokens));
+    const read = seen.facts.length ? head : "No fact is read. The model reads:";
+    return $("picture").replaceChildren(el("h2", {}, read), el("p", { class: "read" }, tokens));
   }
   const picked = seen.layers.find(({ layer }) => layer === cell?.layer) ?? seen.layers[0];
   const there = cell && cell.t < seen.tokens.length && cell.n < seen.facts.length;
@@ -339,11 +356,12 @@ const arrow = (event, seen, layer, t, n) => {
 };
 
 // The equation of one fact at one token, with its numbers.
-const detail = (seen, { layer, x, K, V, factScores, plain }, t, n) => {
+const detail = (seen, { layer, x, K, V, factScores, plain, shares }, t, n) => {
   const { inject, num_attention_heads: H, hidden_size: D } = runs[run].model.config;
   const score = factScores[t][n], product = x[t].map((value, i) => value * K[n][i]);
-  const sum = dot(x[t], K[n]), adds = two(norm(V[n]) * Math.abs(score));
-  const own = plain && two(norm(plain[t]));
+  const sum = dot(x[t], K[n]), own = plain && two(norm(plain[t]));
+  const fires = (i) => shares ? shares[t][n][Math.floor(i * H / D)] : score;  // heads differ
+  const adds = two(norm(V[n].map((value, i) => value * fires(i))));
   const lines = inject === "ffn" ? [
     ["x · K", two(sum), "the token's state times the fact's key, added up"],
     ["gelu(x · K)", two(score), "how strongly the fact fires"],
@@ -351,7 +369,7 @@ const detail = (seen, { layer, x, K, V, factScores, plain }, t, n) => {
   ] : [
     ["q · K", two(sum / Math.sqrt(D / H) / H), "query times key over √(D/H), mean of the heads"],
     ["softmax", two(score), "the share of the attention that the fact gets"],
-    ["softmax · |V|", adds, "the length of what it adds, before the output matrix"],
+    ["softmax · V", adds, "the length of what it adds, before the output matrix"],
   ];
   const first = inject === "ffn" ? "x" : "q";
   const bands = [[first, x[t]], ["K", K[n]], ["product", product], ["V", V[n]]];
@@ -381,18 +399,18 @@ const strip = (row) => {
 
 DATA.questions.forEach(({ versions: [q] }, n) =>
   $("number").append(el("option", { value: n }, `${n + 1}  ${q.question}`)));
-const turn = (by) => {
-  const count = DATA.questions.length;
-  open((number + by + count) % count);
-  $("number").value = number;
-};
+const turn = (by) => open((state.number + by + DATA.questions.length) % DATA.questions.length);
 $("number").onchange = () => open(Number($("number").value));
 $("previous").onclick = () => turn(-1);
 $("next").onclick = () => turn(1);
 $("undo").onclick = undo;
-$("reset").onclick = () => open(number);
+$("reset").onclick = () => open(state.number);
+$("all").onclick = () => change(null, () => {
+  const on = !state.facts.some((fact) => fact.on);
+  state.facts.forEach((fact) => { fact.on = on; });
+});
 $("add").onclick = () => {
-  change(null, (q) => q.facts.push({ text: "", on: true, of: null, gold: "" }));
+  change(null, () => state.facts.push({ text: "", on: true, of: null, gold: "" }));
   $("facts").lastChild.querySelector(".field input").focus();
 };
 Promise.all(DATA.runs.map(openRun)).then((opened) => {

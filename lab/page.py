@@ -73,8 +73,8 @@ def packed(numbers: np.ndarray) -> bytes:
 
 def versions(q: Question) -> list[dict]:
     """A question as it is; with a gold fact also without it, and with it edited."""
-    some = [("as it is", "", q)]
-    if old := gold(q):
+    some, old = [("as it is", "", q)], gold(q)
+    if old:
         changed = edited(q)
         new = " ".join({*facts_of(changed)} - {*facts_of(q)})  # one, or none that is new
         some = [("with the gold fact", old, q), ("without it", "", removed(q)),
@@ -82,7 +82,7 @@ def versions(q: Question) -> list[dict]:
     return [
         {"name": name, "fact": fact, "context": version.context, "question": version.question,
          "choices": version.choices, "answer": version.answer,
-         "facts": [{"text": text, "on": True, "of": of, "gold": text if text == fact else ""}
+         "facts": [{"text": text, "on": True, "of": of, "gold": old if text == fact else ""}
                    for text, of in listed(version)]}
         for name, fact, version in some
     ]  # fmt: skip

@@ -179,11 +179,77 @@ def test_words_that_the_vocabulary_lacks_are_marked(opened: Browser, tmp_path: P
     opened.type("#facts li:nth-child(1) .field input", "w5 kettle, w7")
     marks = "[...document.querySelectorAll('mark')].map((m) => m.textContent)"
     assert opened.run(marks) == ["kettle", ","]
-    assert opened.run("document.getElementById('note').textContent").endswith(": kettle, ,")
+    note = "document.getElementById('note').textContent"
+    assert opened.run(note) == "unknown words, read as [UNK], one like the other: kettle, ,"
+    opened.type("#facts li:nth-child(1) .field input", "w5 [MASK] w7")
+    assert opened.run(marks) == []
     opened.type("#facts li:nth-child(1) .field input", "w5 " * 40)
-    assert "too long" not in opened.run("document.getElementById('note').textContent")
+    assert "too long" not in opened.run(note)
     opened.type("#question .field:last-child input", "w5 " * 70)
-    assert opened.run("document.getElementById('note').textContent").startswith("too long: ")
+    assert opened.run(note) == "run: the text is too long, 64 tokens can be read"
+    assert opened.run("document.querySelector('.bar').textContent").startswith("too long")
+
+
+@in_browser
+def test_another_question_can_be_taken_back_and_what_is_right_is_marked(
+    opened: Browser, tmp_path: Path
+) -> None:
+    answerer = lively("ffn")
+    show(opened, tmp_path / "page.html", [("run", answerer)], WORLD, MANY)
+    right = (
+        "[...document.querySelectorAll('#choices tr')].map((r) => r.classList.contains('right'))"
+    )
+    notes = "[...document.querySelectorAll('#facts small')].map((n) => n.textContent)"
+    assert opened.run(right) == [False, True, False]
+    assert opened.run(notes) == ["", "gold", ""]
+    opened.type("#facts li:nth-child(2) .field input", "w6 w9")
+    assert opened.run(right) == [False, False, True], "it is the file's own edited version now"
+    assert opened.run(notes) == ["", "edited", ""]
+    opened.type("#facts li:nth-child(2) .field input", "w6 w8 w5")
+    assert opened.run(right) == [False] * 3
+    opened.click("#next")
+    agree(said(opened), answerer, MANY)
+    assert opened.run(notes).count("not read") == 5
+    assert opened.run("document.querySelectorAll('.bar small:not(:empty)').length") == 0
+    opened.click("#undo")
+    agree(said(opened), answerer, replace(WORLD, facts=[["w5 w7", "w6 w8 w5", "w10"]]))
+    opened.click("#all")
+    agree(said(opened), answerer, replace(WORLD, facts=[[]]))
+    head = "document.querySelector('#picture h2').textContent"
+    assert opened.run(head) == "No fact is read. The model reads:"
+    opened.click("#all")
+    agree(said(opened), answerer, replace(WORLD, facts=[["w5 w7", "w6 w8 w5", "w10"]]))
+
+
+@in_browser
+@pytest.mark.parametrize("inject", ["attention", "ffn"])
+def test_the_numbers_below_the_picture_are_the_equation_s(
+    inject: str, opened: Browser, tmp_path: Path
+) -> None:
+    answerer = lively(inject, inject_layers=(1,))
+    show(opened, tmp_path / "page.html", [("run", answerer)], WORLD)
+    opened.run("choice = 0; pick(1, 3, 2)")
+    cells = "[...document.querySelectorAll('#detail td:nth-child(2)')].map((c) => c.textContent)"
+    block, given = answerer.model.encoder.layer[1], []
+    hook = block.register_forward_pre_hook(lambda _, inputs: given.extend(inputs))
+    with torch.inference_mode():
+        answerer.scores(answerer.encode([WORLD]), look=True)
+        hook.remove()
+        x, _, mask, facts = given
+        K, V, _ = block.project(facts)
+        key, value = K[0, 0, 2], V[0, 0, 2]
+        if inject == "ffn":
+            token = block.attention_norm(x + block.attention(x, x, mask))[0, 0, 3]
+            fires = torch.nn.functional.gelu(token @ key)
+            expected = [token @ key, fires, (fires * value).norm()]
+        else:
+            query, H = block.attention.query(x)[0, 0, 3].view(2, 8), 2
+            keys = torch.cat([K[0, 0], block.attention.key(x)[0, 0]]).view(-1, 2, 8)
+            scores = (query * keys).sum(-1) / 8**0.5  # (N + T, H)
+            share = scores.softmax(0)[2]
+            expected = [scores[2].mean(), share.mean(), (share[:, None] * value.view(H, 8)).norm()]
+    shown = [float(number) for number in opened.run(cells)[:3]]
+    assert shown == pytest.approx([float(number) for number in expected], abs=0.0051)
 
 
 @in_browser
