@@ -24,8 +24,8 @@ ways, and the plain model gets none:
     "ffn"        K and V are N more hidden neurons                            FFN
 
 Shapes. B questions, C choices, T tokens, S candidate facts, N facts kept, L tokens in a fact,
-D hidden size, M FFN width, H heads. "..." is the batch, (B,) or (B, C); facts that all choices of
-a question share have size 1 in the place of C, and are broadcast.
+D hidden size, M FFN width, H heads. "..." is the batch, (B,) or (B, C). Facts that all choices of a
+question share are (B, 1, ...), and are broadcast.
 
 Read from top to bottom: the parts, the whole model (`Kformer`), what training starts from. It needs
 torch alone; `python kformer.py` teaches a tiny model to read facts, in a few seconds.
@@ -147,7 +147,8 @@ def nearest_facts(
     ids, and their places among the candidates.
 
     Nearest is the largest dot product of the two mean embeddings (paper, section 3.2; the release's
-    transformer_sentence_encoder.py). Ties go to the first, up to rounding; empty slots are last.
+    transformer_sentence_encoder.py). Of facts that are equally near, up to rounding, the first is
+    kept. Empty slots come last.
 
     fact_ids (..., S, L), text (..., D), of a question and a choice -> (..., N, L) and (..., N)
     """
@@ -434,8 +435,8 @@ def initialize_projections(block: Block, gain: float) -> None:
 
     "attention": Wk is 4 gain times the block's own query matrix, Wv 4 gain times its value matrix.
     What meets a fact's key is a token's query, so keys are made as queries are: again the product
-    is large where token and fact share words. `gain` is how much longer a state is than a word; and
-    a mean of words is shorter than one of them, hence the 4.
+    is large where token and fact share words. `gain` is the length of a state over that of a word
+    in the table; and a mean of words is shorter than one of them, hence the 4.
     """
     own = (block.attention.query, block.attention.value)
     for new, old in zip((block.Wk, block.Wv), own, strict=True):
@@ -508,7 +509,7 @@ def demo() -> None:
     for _ in range(250):
         input_ids, fact_ids = questions(64, odd=0)
         scores = model(input_ids, fact_ids=fact_ids)  # (64, 2)
-        loss = -scores.log_softmax(-1)[:, 0].mean()  # choice 0 is right; scores know no place
+        loss = -scores.log_softmax(-1)[:, 0].mean()  # choice 0 is right; none knows its place
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
