@@ -334,7 +334,8 @@ const scores = (seen, { layer, factScores }, head, old, picked) => {
   };
   const heads = seen.tokens.map((token) => el("th", { scope: "col" }, token));
   return el("table", { class: "scores" },
-    el("caption", {}, head.replace("LAYER", layer)),
+    el("caption", {}, head.replace("LAYER", layer),
+      el("span", { class: "scale" }, two(-most), el("i"), two(most))),
     el("thead", {}, el("tr", {}, el("td"), heads)),
     el("tbody", {}, seen.facts.map(({ text }, n) =>
       el("tr", {}, el("th", { scope: "row" }, text), seen.tokens.map((_, t) => one(t, n))))));
