@@ -26,9 +26,8 @@ class Browser:
         self.sends, self.hears = sends, os.fdopen(hears, "rb")
         self.count, self.session, self.requests, self.errors = 0, None, [], []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
-            "sessionId"
-        ]
+        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self.session = attached["sessionId"]
         for domain in ("Network", "Page", "Runtime"):
             self.call(f"{domain}.enable")
 
