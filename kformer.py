@@ -438,9 +438,8 @@ def initialize_projections(block: Block, gain: float) -> None:
     is large where token and fact share words. `gain` is the length of a state over that of a word
     in the table; and a mean of words is shorter than one of them, hence the 4.
     """
-    own = (block.attention.query, block.attention.value)
+    is_prefix, own = block.inject == "attention", (block.attention.query, block.attention.value)
     for new, old in zip((block.Wk, block.Wv), own, strict=True):
-        is_prefix = block.inject == "attention"
         new.weight.copy_(4 * gain * old.weight if is_prefix else torch.eye(len(new.weight)))
         new.bias.zero_()
 

@@ -176,12 +176,8 @@ def test_fact_scores_of_the_ffn_are_its_activations() -> None:
     K, V = torch.randn(2, B, 1, N, D)
     attempt("FFN.forward", ffn, x, (K, V, real))
     expected = gelu(torch.einsum("bctd,bnd->bctn", x, K[:, 0])) * real.unsqueeze(-2)
-    compare(
-        "FFN.fact_scores",
-        ffn.fact_scores,
-        expected,
-        "gelu(x K^T), how strongly each fact fired at each token; 0 in an empty slot.",
-    )
+    compare("FFN.fact_scores", ffn.fact_scores, expected,
+            "gelu(x K^T), how strongly each fact fired at each token; 0 in an empty slot.")
     ffn(x)
     if ffn.fact_scores is not None:
         fail("FFN.forward: without knowledge fact_scores must be None, not of an earlier batch.")

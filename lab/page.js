@@ -65,9 +65,13 @@ const openRun = async (run) => ({
 
 // ----------------------------------------------------------------------------- a question's answer
 
+// All of a question that an answer depends on.
+const told = ({ context, question, choices, facts }) =>
+  JSON.stringify([context, question, choices, facts]);
+
 // What a run says of the question `q`: for each choice its probability, and what was seen.
 const answer = (run, q) => {
-  const key = JSON.stringify([q.context, q.question, q.choices, q.facts]);
+  const key = told(q);
   if (!run.known.has(key)) run.known.set(key, work(run, q));
   return run.known.get(key);
 };
@@ -78,11 +82,12 @@ const work = ({ model, tokenizer }, q) => {
   const segment = Math.min(1, model.config.type_vocab_size - 1);
   const choices = q.choices.map((choice, i) => {
     const second = [...encode(choice), sep];
-    const facts = q.facts.map(({ text, on, of }, n) => ({ text, n, read: on && (of?.[i] ?? true) }))
-      .filter(({ text, read }) => read && encode(text).length);
+    const facts = q.facts.map(({ text, on, of }, n) => {
+      const ids = on && (of?.[i] ?? true) ? encode(text) : [];
+      return { text, n, ids: ids.slice(0, model.config.max_tokens) };
+    }).filter(({ ids }) => ids.length);
     const segments = [...first.map(() => 0), ...second.map(() => segment)];
-    const seen = kformer(model, [...first, ...second], segments,
-      facts.map((f) => encode(f.text).slice(0, model.config.max_tokens)));
+    const seen = kformer(model, [...first, ...second], segments, facts.map(({ ids }) => ids));
     return seen && { ...seen, facts: seen.keptPlaces.map((n) => facts[n]),
       tokens: seen.inputIds.map((id) => tokenizer.vocab[id]) };
   });
@@ -122,11 +127,8 @@ const undo = () => {
 };
 
 // The version of the file that the question is now, if any.
-const version = () => {
-  const told = ({ context, question, choices, facts }) =>
-    JSON.stringify([context, question, choices, facts]);
-  return DATA.questions[state.number].versions.find((one) => told(one) === told(state));
-};
+const version = () =>
+  DATA.questions[state.number].versions.find((one) => told(one) === told(state));
 
 // --------------------------------------------------------------------------------------- elements
 
@@ -146,9 +148,9 @@ const two = (number) => (Math.round(100 * number) / 100 + 0).toFixed(2);
 const button = (text, label, onclick, attributes = {}) =>
   el("button", { type: "button", "aria-label": label, title: label, onclick, ...attributes }, text);
 
-// A line to type into: `at` says where its text is kept. Behind it the words stand once more, to
-// mark those that the vocabulary lacks.
-const field = (label, at) => {
+// A line to type into: its text is owner[name], a part of the state. Behind it the words stand once
+// more, to mark those that the vocabulary lacks.
+const field = (label, owner, name) => {
   const input = el("input", { "aria-label": label, spellcheck: "false", autocomplete: "off" });
   const back = el("span", { class: "back", "aria-hidden": "true" });
   const mark = () => {
@@ -157,13 +159,9 @@ const field = (label, at) => {
     back.replaceChildren(...parts(input.value).map(marked));
     back.scrollLeft = input.scrollLeft;
   };
-  const [owner, name] = at(state);
   input.value = owner[name];
   input.oninput = () => {
-    change(label, () => {
-      const [owner, name] = at(state);
-      owner[name] = input.value;
-    });
+    change(label, () => { owner[name] = input.value; });
     mark();
   };
   input.onscroll = mark;
@@ -171,12 +169,13 @@ const field = (label, at) => {
   mark();
   return el("span", { class: "field" }, back, input);
 };
+
 // --------------------------------------------------------- what is typed into, built after clicks
 
 const build = () => {
   const focused = document.activeElement.id;
   const asked = state.context ? ["context", "question"] : ["question"];
-  $("question").replaceChildren(...asked.map((name) => field(name, (q) => [q, name])));
+  $("question").replaceChildren(...asked.map((name) => field(name, state, name)));
   $("runs").replaceChildren(el("td"), el("th", { scope: "col" }, "choice"), ...runs.map(runHead));
   $("choices").replaceChildren(...state.choices.map(choiceRow));
   $("facts").replaceChildren(...state.facts.map(factRow));
@@ -206,13 +205,13 @@ const choiceRow = (_, i) => {
   const radio = { type: "radio", name: "choice", "aria-label": `show the picture of ${label}` };
   return el("tr", {},
     el("td", {}, el("input", { ...radio, id: `choice-${i}`, onchange })),
-    el("th", { scope: "row" }, field(label, (q) => [q.choices, i])),
+    el("th", { scope: "row" }, field(label, state.choices, i)),
     runs.map((_, r) => el("td", { class: "bar", id: `bar-${r}-${i}` })));
 };
 
 const factRow = (fact, n) => {
   const label = `fact ${n + 1}`, last = n === state.facts.length - 1;
-  const onchange = () => change(null, () => { state.facts[n].on = !state.facts[n].on; });
+  const onchange = () => change(null, () => { fact.on = !fact.on; });
   const move = (by) => () => {
     change(null, () => state.facts.splice(n + by, 0, ...state.facts.splice(n, 1)));
     focus(...(by < 0 ? ["up", "down"] : ["down", "up"]).map((name) => `${name}-${n + by}`));
@@ -224,7 +223,7 @@ const factRow = (fact, n) => {
   const tick = { type: "checkbox", "aria-label": `${label} is read`, title: "no tick: silent" };
   return el("li", {},
     el("input", { ...tick, id: `on-${n}`, checked: fact.on, onchange }),
-    field(label, (q) => [q.facts[n], "text"]),
+    field(label, fact, "text"),
     el("small", { id: `note-${n}` }),
     button("↑", `move ${label} up`, move(-1), { id: `up-${n}`, disabled: n === 0 }),
     button("↓", `move ${label} down`, move(1), { id: `down-${n}`, disabled: last }),
@@ -237,11 +236,11 @@ const show = () => {
   const past = history.at(-1)?.number === state.number ? history.at(-1) : null;
   const now = runs.map((each) => answer(each, state));
   const before = runs.map((each) => past && answer(each, past));
-  const mine = now[run], shown = mine && (choice ?? best(mine));
+  const mine = now[run], shown = mine && (choice ?? best(mine)), file = version();
   runs.forEach((_, r) => state.choices.forEach((_, i) => bar(r, i, now[r], before[r])));
   state.choices.forEach((_, i) => {
     $(`choice-${i}`).checked = i === shown;
-    $(`choice-${i}`).closest("tr").classList.toggle("right", i === version()?.answer);
+    $(`choice-${i}`).closest("tr").classList.toggle("right", i === file?.answer);
   });
   state.facts.forEach(({ text, on, gold }, n) => {
     const reads = mine && on && text.trim() && runs[run].model.config.inject !== "none";
@@ -252,7 +251,7 @@ const show = () => {
   });
   $("undo").disabled = !history.length;
   $("note").replaceChildren(...notes(now).map((line) => el("p", {}, line)));
-  versions();
+  versions(file);
   picture(mine?.[shown], before[run]?.[shown]);
 };
 
@@ -277,13 +276,13 @@ const notes = (now) => {
 };
 
 // The question as the file has it, without its gold fact, and with that fact edited.
-const versions = () => {
+const versions = (current) => {
   $("versions").replaceChildren(...DATA.questions[state.number].versions.map((one, n) => {
     const answers = answer(runs[run], one), taken = answers && best(answers);
     const says = answers ? `${one.choices[taken]} ${percent(answers[taken].probability)}` : "";
     const mark = taken === one.answer ? " ✓" : " ✗";
     const take = () => change(null, () => Object.assign(state, copy(one)));
-    const pressed = { "aria-pressed": String(one === version()), id: `version-${n}` };
+    const pressed = { "aria-pressed": String(one === current), id: `version-${n}` };
     const texts = [one.name, one.fact, says + mark].map((text) => el("span", {}, text));
     return button(texts, `${one.name}: ${says}`, take, pressed);
   }));

@@ -106,7 +106,6 @@ def test_the_page_reads_words_as_the_tokenizer_does(opened: Browser, tmp_path: P
         "don't [MASK]it [SEP] [sep] a[PAD]b",
         "5€ + <3 ^_^ `x` ~y~ $z|",
         "x" * 100,
-        "x" * 100,
         "x" * 101,
         "tab\tnew\nline\u2028a\u3000b",
         "\U0001f600 \ud7a3 \u0e01\u0e34 e\u0301",
